@@ -148,8 +148,9 @@ class _Chunk:
         self._keep_settled()
         if verify:
             self._attempt(start, verified)
+        straight = start
         if offers(self.solver, HasAttempt):
-            self._attempt(start, self.solver.attempt)
+            start = self._attempt(start, self.solver.attempt)
         self.queue = Queue(space, start, self.outcome.running(), solver)
         self.begun = np.full(p, np.nan)
         self.begun[self.queue.rows] = self.queue.lengths
@@ -168,20 +169,24 @@ class _Chunk:
         self.segments = solver.segments
         self.rows, nodes = self.queue.admit(self.segments)
         self.state: Any = solver.begin(nodes)
-        self.anew = Unrolling(space, solver, start)
+        self.anew = Unrolling(space, solver, straight)
 
-    def _attempt(self, start: Curve, attempt: Callable[..., Attempt | None]) -> None:
-        """Pairs that can be done as a whole are OVER before anything else is looked at."""
+    def _attempt(self, start: Curve, attempt: Callable[..., Attempt | None]) -> Curve:
+        """Pairs that can be done as a whole are OVER before anything else is looked at.
+
+        Returns:
+            Start curves for the others, shorter ones where there are.
+        """
         rows = self.outcome.running()
         if not len(rows):
-            return
+            return start
         part = start if len(rows) == len(start.nodes) else start[placed(rows, start.nodes)]
         try:
             found = attempt(strict(self.space), part, self.least[rows], self.rtol)
         except Exhausted:
-            return
+            return start
         if found is None:
-            return
+            return start
         out = self.outcome
         done = rows[found.rows]
         out.length[done] = found.length
@@ -193,6 +198,9 @@ class _Chunk:
         out.status[done] = Status.CONVERGED
         for places, curve in found.curves:
             out.keep(done[places], curve)
+        for places, curve in found.starts:
+            start = start.exchanged(placed(rows[places], start.nodes), curve)
+        return start
 
     def _keep_settled(self) -> None:
         """Straight lines for the pairs that are OVER before anything is solved."""

@@ -163,6 +163,13 @@ class Curve:
         full = (*index, slice(None), slice(None))
         return Curve(self.nodes[full], self.slopes[full])
 
+    def exchanged(self, rows: Tensor, other: Curve) -> Curve:
+        """A batch ``(p,)`` of curves with others, on as many segments, at ``rows``."""
+        return Curve(
+            self.nodes.index_copy(0, rows, other.nodes),
+            self.slopes.index_copy(0, rows, other.slopes),
+        )
+
     def __repr__(self) -> str:
         batch = tuple(self.batch_shape)
         m = self.nodes.shape[-1]

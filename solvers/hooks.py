@@ -102,9 +102,12 @@ class HasPulled(Protocol):
     """A space inside a Euclidean one, which knows how forces there act on its points."""
 
     def pulled(
-        self, points: Tensor, force: Force
+        self, points: Tensor, force: Force, ends: Tensor | None = None
     ) -> tuple[Tensor, Tensor] | None:  # (p, c, m) -> (p, c, m), (p, …)
         """``Jᵀ`` of the forces on the images of points, and what else ``force`` tells of them.
+
+        With images ``(p, 2, D)`` of end points that do not move, ``force`` gets those, too: before
+        and after the images of the points.
 
         None where curves have other lengths in the Euclidean space.
         """
@@ -224,10 +227,15 @@ def embedding_of(space: Space) -> Embedding | None:
     return None
 
 
-def pulled_of(space: Space, points: Tensor, force: Force) -> tuple[Tensor, Tensor] | None:
-    """Forces on images ``(p, c, D)`` of points ``(p, c, m)``, at the points; by default None."""
+def pulled_of(
+    space: Space, points: Tensor, force: Force, ends: Tensor | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """Forces on images ``(p, c, D)`` of points ``(p, c, m)``, at the points; by default None.
+
+    With images ``(p, 2, D)`` of end points, they are on those as well.
+    """
     if offers(space, HasPulled):
-        return space.pulled(points, force)
+        return space.pulled(points, force, ends)
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -109,6 +109,8 @@ class Attempt:
         steps: Gradients that were taken.
         index: Morse index; −1 where it is unknown.
         curves: The curves by groups: their places among these, and the curves.
+        starts: Shorter start curves than those that were given, for others, by groups: which of all
+            curves, and the start curves.
     """
 
     rows: np.ndarray
@@ -119,6 +121,7 @@ class Attempt:
     steps: np.ndarray
     index: np.ndarray
     curves: list[tuple[np.ndarray, Curve]]
+    starts: list[tuple[np.ndarray, Curve]] = field(default_factory=list)
 
 
 class HasAttempt(Protocol):

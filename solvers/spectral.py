@@ -21,27 +21,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from riemae.solvers.curve import Curve
-from riemae.solvers.hooks import precision_of, pulled_of
-from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, as_splines, change_along
-from riemae.solvers.path_metric import PathMetric, sampled_metric
+from riemae.solvers.hooks import embedding_of, precision_of, pulled_of
+from riemae.solvers.mode_hessian import ModeHessian
+from riemae.solvers.mode_metric import as_splines
 from riemae.solvers.polynomials import (
     energy_force,
     fine_share,
-    gauss_newton,
     lobatto_weights,
     modes_of,
     points_on,
     slope_in_modes,
     spline_of,
-    stiffness,
     velocities,
 )
 from riemae.solvers.secants import Search
@@ -49,17 +47,9 @@ from riemae.solvers.solver import Attempt
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
 
-# Latent dimensions beyond which the metric is sketched, the sketch's rank, and how large a Hessian
-# is factorised.
-_SKETCHED_BEYOND, _SKETCH, _DENSE = 64, 32, 256
-# At so many places of the start curve the metric is looked at, and beyond so many dimensions; at
-# one beyond some more.
-_SAMPLES, _MANY, _SAMPLES_OF_MANY = 4, 12, 2
-# With second derivatives to follow, up to so many dimensions, tangents are, at so many places.
-_FEW, _PLACES = 15, 3
-# Second derivatives follow at so many places of the present curve, after so many steps, and again
-# after as many, so often on one level.
-_PLACES_ANEW, _TIRED, _RENEWALS = 4, 3, 2
+# Up to so many dimensions second derivatives may follow, after so many steps, and again after as
+# many, so often on one level.
+_FEW, _TIRED, _RENEWALS = 15, 4, 2
 # How much longer than the bound curves may be whose second derivatives need no look.
 _STEEP = 1.4
 # Tolerances for which the first degree is nearly enough.
@@ -171,7 +161,7 @@ class _Modes(Search):
     change: Tensor
 
     @classmethod
-    def about(cls, start: Curve, modes: int, history: int, first: _First) -> _Modes:
+    def about(cls, start: Curve, modes: int, history: int, first: ModeHessian) -> _Modes:
         """About start curves."""
         nodes = start.nodes
         p = len(nodes)
@@ -205,7 +195,7 @@ class _Modes(Search):
         more = modes - self.x.shape[1]
 
         def wide(x: Tensor) -> Tensor:
-            return torch.nn.functional.pad(x, (0, 0, 0, more))
+            return pad(x, (0, 0, 0, more))
 
         x = wide(self.x)
         return replace(
@@ -228,165 +218,13 @@ class _Modes(Search):
         return ((v @ self.mean[rows]) * v).sum(2).mean(1)
 
 
-def _products(space: Space, nodes: Tensor, second_order: bool) -> tuple[Tensor, Tensor]:
-    """What :func:`gauss_newton` is made of, at the inner nodes of curves ``(p, s + 2, m)``.
-
-    Eigenvalues of the metric within rounding of 0, relative to the largest at any place, are
-    raised.
-
-    Returns:
-        The blocks ``(p, 2 s − 1 or 3 s − 1, m, m)``, and ``(p,)``, 0 where there is no metric.
-    """
-    n = nodes.shape[1] - 1
-    found = space.expand(nodes, second_order)
-    g = found.gauss_newton.diagonal / (4 * n)
-    links = found.gauss_newton.upper / (-2 * n)
-    if not found.separate:  # they may average over neighbours
-        links = (g[:, :-1] + g[:, 1:]) / 2
-    parts = [g, links]
-    if second_order:
-        assert found.correction is not None
-        parts.append(n * found.correction.diagonal)
-    top = g.diagonal(dim1=2, dim2=3).sum(-1).amax(1)
-    sound = torch.stack([x.isfinite().flatten(1).all(1) for x in parts]).all(0) & (top > 0)
-    eye = torch.eye(nodes.shape[-1]).to(g)
-    floor = 1e2 * torch.finfo(g.dtype).eps * top
-    parts[0] = g + floor[:, None, None, None] * eye
-    parts = [torch.where(sound[:, None, None, None], x, eye) for x in parts]
-    return torch.cat(parts, 1), sound.to(g)
-
-
-class _First:
-    """The inverse Hessian before any secant, for the curves of a state.
-
-    Args:
-        space: The space.
-        nodes: ``(p, n + 1, m)``, of the start curves.
-        second_order: Whether second derivatives may follow.
-    """
-
-    def __init__(self, space: Space, nodes: Tensor, second_order: bool) -> None:
-        p, _, m = nodes.shape
-        self.sketch: PathMetric | None = None
-        self.second_order = second_order
-        if m > _SKETCHED_BEYOND:
-            sketch = PathMetric.sketched(space, nodes, _SKETCH)
-            self.regular = (sketch.rest > 0).to(nodes)
-            self.sketch = PathMetric(sketch.basis, sketch.values, sketch.rest.nan_to_num(0.0))
-            self.mean = nodes.new_zeros(p, 0, 0)
-            self.change = nodes.new_ones(p)
-            return
-        if second_order:
-            evenly = torch.linspace(0, nodes.shape[1] - 1, _PLACES + 2).round().long()
-            self.blocks, self.regular = _products(space, nodes[:, evenly], second_order=False)
-            metrics = self.blocks[:, :_PLACES]
-        else:
-            few = _SAMPLES_OF_MANY if m <= ONE_PLACE_BEYOND else 1
-            samples = sampled_metric(space, nodes, _SAMPLES if m <= _MANY else few)
-            sound = samples.isfinite().flatten(1).all(1)
-            eye = torch.eye(m).to(samples)
-            metrics = torch.where(sound[:, None, None, None], samples, eye)
-            self.blocks, self.regular = metrics, sound.to(nodes)
-        self.anew = nodes.new_zeros(p, 3 * _PLACES_ANEW - 1 if second_order else 0, m, m)
-        self.newer = np.zeros(p, dtype=bool)
-        self.mean = metrics.mean(1)
-        self.change = change_along(space, nodes, metrics)
-
-    def extended(self, modes: int) -> None:
-        """For curves of so many modes."""
-        like = self.mean
-        k = torch.arange(1, modes + 1, device=like.device).to(like)
-        self.scale = (2 * k + 1)[:, None] / 2
-        if self.sketch is not None:
-            return
-        self.dense = self.second_order or modes * like.shape[1] <= _DENSE
-        if not self.dense:
-            self.root = torch.linalg.cholesky(like)
-            return
-        old, new = (~self.newer).nonzero()[0], self.newer.nonzero()[0]
-        if not len(new):
-            matrix = gauss_newton if self.second_order else stiffness
-            self.root = _sound_root(matrix(self.blocks, modes))
-            return
-        n = modes * like.shape[1]
-        self.root = like.new_empty(len(like), n, n)
-        for rows, blocks, forms in ((old, self.blocks, False), (new, self.anew, True)):
-            if len(rows):
-                those = placed(rows, like)
-                self.root[those], _ = _rooted(blocks[those], modes, forms)
-
-    def renewed(self, space: Space, rows: np.ndarray, nodes: Tensor, modes: int) -> Tensor:
-        """Look at second derivatives of the curves at ``rows``, along nodes ``(q, s + 2, m)``.
-
-        Returns:
-            ``(q,)``: 1 where the energy is convex.
-        """
-        those = placed(rows, nodes)
-        blocks, regular = _products(space, nodes, second_order=True)
-        root, convex = _rooted(blocks, modes, forms=True)
-        self.anew[those] = blocks
-        self.newer[rows] = True
-        self.root[those] = root
-        return convex * regular
-
-    def select(self, rows: np.ndarray) -> _First:
-        """Of the curves at ``rows``."""
-        found = copy(self)
-        those = placed(rows, self.mean)
-        if self.sketch is not None:
-            found.sketch = self.sketch.select(those)
-            return found
-        found.newer = self.newer[rows]
-        for name in ("blocks", "anew", "mean", "root"):
-            setattr(found, name, getattr(self, name)[those])
-        return found
-
-    def of(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
-        """For the curves at ``rows``."""
-        if self.sketch is not None:
-            sketch = self.sketch.select(rows)
-            return lambda g: self.scale * sketch.inverse(g)
-        root = self.root[rows]
-        if self.dense:
-            return lambda g: torch.cholesky_solve(g.flatten(1)[..., None], root).view(g.shape)
-        return lambda g: self.scale * torch.cholesky_solve(g.mT, root).mT
-
-
-def _rooted(blocks: Tensor, modes: int, forms: bool) -> tuple[Tensor, Tensor]:
-    """Cholesky factors of the Hessians in the modes, and ``(p,)``: 1 where they are convex.
-
-    Elsewhere the forms count half, or not at all.
-    """
-    if not forms:
-        return _sound_root(gauss_newton(blocks, modes)), blocks.new_ones(len(blocks))
-    whole = gauss_newton(blocks, modes, forms=True)
-    root, info = torch.linalg.cholesky_ex(whole)
-    (failed,) = read(info != 0)
-    rows = failed.nonzero()[0]
-    convex = (info == 0).to(blocks)
-    if len(rows):
-        those = placed(rows, blocks)
-        few = (blocks.shape[1] + 1) // 3 * 2 - 1
-        flat = gauss_newton(blocks[those, :few], modes)
-        half, still = torch.linalg.cholesky_ex((whole[those] + flat) / 2)
-        sound = (still == 0)[:, None, None]
-        root[those] = torch.where(sound, half, _sound_root(flat))
-    return root, convex
-
-
-def _sound_root(matrix: Tensor) -> Tensor:  # (p, n, n) -> (p, n, n)
-    """The Cholesky factor; where rounding has made it indefinite, of the diagonal."""
-    root, info = torch.linalg.cholesky_ex(matrix)
-    own = matrix.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(matrix.dtype).tiny)
-    return torch.where((info == 0)[:, None, None], root, torch.diag_embed(own.sqrt()))
-
-
 @dataclass(frozen=True)
 class _Level:
     """Curves of one degree, seen at so many points.
 
     Attributes:
         space: The space.
+        ends: ``(p, 2, D)``, images of the curves' end points, which are the same on every level.
         degree: Of the curves.
         count: Points.
         rtol: The relative accuracy that is asked for.
@@ -397,6 +235,7 @@ class _Level:
     """
 
     space: Space
+    ends: Tensor
     degree: int
     count: int
     rtol: float
@@ -404,34 +243,32 @@ class _Level:
     secants: int = 0
     renews: bool | None = None
 
-    def taken_up(self, state: _Modes, first: _First) -> _Modes:
+    def taken_up(self, state: _Modes, first: ModeHessian) -> _Modes:
         """The curves as this level sees them, and their next trials."""
         state = state.extended(self.degree - 1)
         first.extended(self.degree - 1)
-        every = torch.arange(len(state.x), device=state.x.device)
-        return self._stepped(state, first.of(every), self.secants)
+        return self._stepped(state, self.ends, first.of(), self.secants)
 
     def descended(
-        self, state: _Modes, first: _First, least: np.ndarray
+        self, state: _Modes, first: ModeHessian, least: np.ndarray
     ) -> tuple[_Modes, int]:  # (p,)
         """The curves after as many steps as this level is good for, and the most secants of one.
 
         Nothing shorter than ``least`` joins their ends.
         """
-        every = torch.arange(len(state.x), device=state.x.device)
         secants = self.secants
         renewals = np.full(len(state.x), _RENEWALS if self.renews else 0)
         while True:
             going = (state.left > self._goal(state)) & self.alive(state)
-            running, since, renewed, length, misses = read(
-                going, state.since, state.renewed, state.length, state.misses
+            running, since, renewed, length, misses, convex = read(
+                going, state.since, state.renewed, state.length, state.misses, state.convex > 0
             )
             tired = running & (since > _TIRED) & (misses == 0)
             renewable = renewals > 0
             if self.renews is not None:
                 # Where the manifold bends much, tangents alone do not tell what is left.
-                unsure = (renewed == 0) & ~running & ~(length <= _STEEP * least)
-                tired |= unsure & renewable
+                unsure = np.where(renewed > 0, ~convex & (since > 0), ~(length <= _STEEP * least))
+                tired |= unsure & ~running & renewable
                 running = (running & ~tired) | (tired & renewable)
             active = running.nonzero()[0]
             if not len(active):
@@ -442,16 +279,19 @@ class _Level:
                 self._renew(state, first, anew)
                 continue
             secants += 1
-            those = placed(active, every)
             known = min(secants, int(since[active].max()))
-            state.update(those, self._stepped(state.select(those), first.of(those), known))
+            if len(active) == len(running):
+                state = self._stepped(state, self.ends, first.of(), known)
+                continue
+            those = placed(active, state.x)
+            part = self._stepped(state.select(those), self.ends[those], first.of(those), known)
+            state.update(those, part)
 
-    def _renew(self, state: _Modes, first: _First, rows: np.ndarray) -> None:
+    def _renew(self, state: _Modes, first: ModeHessian, rows: np.ndarray) -> None:
         """Curves at ``rows`` with second derivatives, in place of secants."""
         those = placed(rows, state.x)
         part = state.select(those)
-        nodes = spline_of(part.z0, part.z1, part.x, _PLACES_ANEW + 1).nodes
-        convex = first.renewed(self.space, rows, nodes, self.degree - 1)
+        convex = first.renewed(self.space, rows, part.z0, part.z1, part.x)
         zero = torch.zeros_like(part.since)
         part = replace(
             part,
@@ -480,13 +320,16 @@ class _Level:
         unseen = shares[:, -2:].sum(1) / total / 2
         return (_TRUNCATED * unseen).clamp(min=_SHARE * self.rtol)
 
-    def _stepped(self, state: _Modes, first: Callable[[Tensor], Tensor], secants: int) -> _Modes:
+    def _stepped(
+        self, state: _Modes, ends: Tensor, first: Callable[[Tensor], Tensor], secants: int
+    ) -> _Modes:
         """After a look at the trials, with the next ones."""
         eps = precision_of(self.space, state.x.dtype).eps
         points = points_on(state.z0, state.z1, state.trial, self.count)
-        found = pulled_of(self.space, points, self._force)
+        found = pulled_of(self.space, points[:, 1:-1], self._force, ends)
         assert found is not None
-        along, told = found
+        inner, told = found
+        along = pad(inner, (0, 0, 1, 1))
         energy, length, fine, size = told.unbind(1)
         gradient = slope_in_modes(along, self.degree - 1)
         state, good = state.seen(energy, gradient, _ROUNDING * eps * self.count)
@@ -500,7 +343,6 @@ class _Level:
         doubt = state.doubt
         if self.renews is not None:
             # Secants across a trial that was too long do not tell what is left here.
-            since = torch.where(good & (doubt > 0), _TIRED + 1, since)
             doubt = torch.where(good, doubt, torch.maximum(doubt, before))
         return replace(
             state,
@@ -541,86 +383,175 @@ def attempt(
         settings: How.
 
     Returns:
-        Those that are good enough; None where the space has no images.
+        Those that are good enough, and start curves for others; None where the space has no images.
     """
-    if not _has_images(space, start):
+    embedded = embedding_of(space)
+    ends = None if embedded is None else embedded(start.nodes[:, :: start.segments], lambda x: x)
+    if ends is None:
         return None
-    tried = settings.levels
-    rows = np.arange(len(least))
-    second_order = settings.second_order and start.nodes.shape[-1] <= _FEW
-    first = _First(space, start.nodes, second_order)
-    state = _Modes.about(start, tried[0][0] - 1, settings.history, first)
-    ended: list[tuple[np.ndarray, np.ndarray, _Modes]] = []
-    secants = 0
-    for number, (degree, points) in enumerate(tried):
-        # Where the first level is far from enough, second derivatives are for the next one.
-        renews = (number > 0 or rtol >= _LOOSE) if second_order else None
-        level = _Level(space, degree, points, rtol, settings.max_gradients, secants, renews)
-        state = level.taken_up(state, first)
-        if number == 0:
-            state.begun = state.length.clone()
-        known = tried[number - 1][0] - 1 if number else 0
-        error, on = _judged(state, least[rows], rtol, known, second_order)
-        # rtol is a share of the distance, which is shorter.
-        good = (error <= rtol / (1 + rtol) * read(state.length)[0]).nonzero()[0]
-        if len(good):
-            ended.append((rows[good], error[good], state.select(placed(good, state.x))))
-        on[good] = False
-        those = on.nonzero()[0]
-        if not len(those) or number == len(tried) - 1:
-            break
-        if len(those) < len(rows):
-            rows = rows[those]
-            state, first = state.select(placed(those, state.x)), first.select(those)
-        state, secants = level.descended(state, first, least[rows])
-    return _joined(ended, least, rtol)
+    return _Trial(space, start, ends, least, rtol, settings).run()
 
 
-def _judged(
-    state: _Modes, least: np.ndarray, rtol: float, known: int, second_order: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of lengths, NaN on the first level; and ``(p,)`` bool: where to go on makes sense.
+class _Trial:
+    """Curves that are tried together; arrays ``(q,)`` for those that are still tried.
 
-    Args:
-        state: Curves as a level sees them that have been descended on the level before.
-        least: Lower bounds of their lengths, NaN where unknown.
-        rtol: The relative accuracy.
-        known: Modes of the level before; 0 on the first.
-        second_order: Whether second derivatives are looked at.
+    Attributes:
+        rows: Which of all curves.
+        state: Progress on them.
+        first: Their Hessians.
+        ends: ``(q, 2, D)``, the images of their end points.
+        least: Lower bounds of their lengths.
+        unseen: By how much their lengths may be off by quadrature, and by modes that this level
+            does not have; NaN on the first level.
+        smooth: bool: the images' highest modes have fallen, or do not matter.
+        secants: Of the curve that has most of them.
+        ended: Curves that are good enough: which, their errors, and their states.
+        starts: Start curves for others: which, and the curves.
     """
-    told = (
-        state.length,
-        state.left,
-        state.noise,
-        state.regular > 0,
-        state.convex > 0,
-        state.begun,
-        state.since,
-        state.change,
-        state.renewed,
-    )
-    length, left, noise, regular, convex, begun, steps, change, renewed = read(*told)
-    usual = _STEPS + _STEPS_A_DIGIT * -math.log10(rtol)
-    # Second derivatives were looked at where the curve is.
-    change = np.where(renewed > 0, 1.0, change)
-    left = left * np.maximum(steps / usual, 1.0) ** 3 * np.maximum(change / _STEADY, 1.0)
-    with np.errstate(all="ignore"):
-        # Between nothing that is shorter, and what it began with.
-        within = ~(length < least - noise) & (length <= (1 + rtol) * begun)
-        sound = regular & (length > 0) & np.isfinite(left) & within
-        steep = ~(length <= _STEEP * least) & second_order & (renewed == 0)
-        sure = sound & convex & ~steep
-        if not known:
-            return np.full(len(length), np.nan), sound & (change <= _UNSTEADY)
-        beyond = _further(state, known)
-        fine, before, fine_before, further = read(
-            state.fine, state.before, state.fine_before, beyond
+
+    def __init__(
+        self,
+        space: Space,
+        start: Curve,
+        ends: Tensor,
+        least: np.ndarray,
+        rtol: float,
+        settings: Settings,
+    ) -> None:
+        self.space = space
+        self.settings = settings
+        self.rtol = rtol
+        self.segments = start.segments
+        self.second_order = settings.second_order and start.nodes.shape[-1] <= _FEW
+        self.rows = np.arange(len(least))
+        self.first = ModeHessian(space, start.nodes, self.second_order)
+        degree, _ = settings.levels[0]
+        self.state = _Modes.about(start, degree - 1, settings.history, self.first)
+        self.ends = ends
+        self.least = least
+        self.unseen = np.full(len(least), np.nan)
+        self.smooth = np.ones(len(least), dtype=bool)
+        self.secants = 0
+        self.ended: list[tuple[np.ndarray, np.ndarray, _Modes]] = []
+        self.starts: list[tuple[np.ndarray, Curve]] = []
+
+    def run(self) -> Attempt:
+        """All levels."""
+        known = 0
+        for degree, count in self.settings.levels:
+            level = self._level(degree, count, known > 0)
+            self.state = level.taken_up(self.state, self.first)
+            if known:
+                self._compare(known)
+            else:
+                self.state.begun = self.state.length.clone()
+            self._settle(known)
+            if not len(self.rows):
+                break
+            level = replace(level, ends=self.ends)
+            self.state, self.secants = level.descended(self.state, self.first, self.least)
+            if known:
+                self._settle(known)
+            if not len(self.rows):
+                break
+            known = degree - 1
+        self._leave()
+        return replace(_joined(self.ended, self.rtol), starts=self.starts)
+
+    def _level(self, degree: int, count: int, later: bool) -> _Level:
+        # Where the first level is far from enough, second derivatives are for the next one.
+        renews = (later or self.rtol >= _LOOSE) if self.second_order else None
+        return _Level(
+            space=self.space,
+            ends=self.ends,
+            degree=degree,
+            count=count,
+            rtol=self.rtol,
+            max_gradients=self.settings.max_gradients,
+            secants=self.secants,
+            renews=renews,
         )
-        fallen = np.sqrt(fine / fine_before)
-        missed = np.abs(length - before) * np.clip(fallen, _LEAST, 1.0)
-        error = np.where(sure, (left + further) * length + missed + noise, np.nan)
-        smooth = (fallen < _DECAY) | (missed <= _SHARE * rtol * length)
-    return error, sound & smooth
+
+    def _compare(self, known: int) -> None:
+        """Curves as this level sees them with what the level before has seen of the same ones."""
+        state = self.state
+        told = state.length, state.before, state.fine, state.fine_before
+        length, before, fine, fine_before = read(*told)
+        with np.errstate(all="ignore"):
+            fallen = np.sqrt(fine / fine_before)
+            missed = np.abs(length - before) * np.clip(fallen, _LEAST, 1.0)
+            self.smooth = (fallen < _DECAY) | (missed <= _SHARE * self.rtol * length)
+            # Later on this level, nothing is left to gain in the modes that are new now.
+            (further,) = read(_further(state, known))
+            self.unseen = missed + further * length
+
+    def _settle(self, known: int) -> None:
+        """Curves that are good enough end, and those on which nothing can come of it.
+
+        Args:
+            known: Modes of the level before; 0 on the first.
+        """
+        error, on = self._judged(known)
+        # rtol is a share of the distance, which is shorter.
+        good = error <= self.rtol / (1 + self.rtol) * read(self.state.length)[0]
+        rows = good.nonzero()[0]
+        if len(rows):
+            there = placed(rows, self.state.x)
+            # Nothing is shorter than the bound, where there is one.
+            length, noise = (x[rows] for x in read(self.state.length, self.state.noise))
+            above = np.maximum(length - self.least[rows], 0.0) + noise
+            error = np.fmin(error[rows], above)
+            self.ended.append((self.rows[rows], error, self.state.select(there)))
+        self._keep((on & ~good).nonzero()[0])
+
+    def _keep(self, those: np.ndarray) -> None:
+        if len(those) == len(self.rows):
+            return
+        there = placed(those, self.ends)
+        self.state, self.first = self.state.select(there), self.first.select(those)
+        self.ends = self.ends[there]
+        self.rows, self.least = self.rows[those], self.least[those]
+        self.unseen, self.smooth = self.unseen[those], self.smooth[those]
+
+    def _leave(self) -> None:
+        """What has come of curves that are not good enough, for segments to begin with."""
+        if not len(self.rows):
+            return
+        (shorter,) = read(self.state.length < self.state.begun)
+        rows = shorter.nonzero()[0]
+        if len(rows):
+            part = self.state.select(placed(rows, self.state.x))
+            curves = spline_of(part.z0, part.z1, part.x, self.segments)
+            self.starts.append((self.rows[rows], curves))
+
+    def _judged(self, known: int) -> tuple[np.ndarray, np.ndarray]:
+        """Errors of lengths, NaN on the first level; and bool: where to go on makes sense."""
+        state, least, rtol = self.state, self.least, self.rtol
+        told = (
+            state.length,
+            state.left,
+            state.noise,
+            state.regular > 0,
+            state.convex > 0,
+            state.begun,
+            state.since,
+            state.change,
+            state.renewed,
+        )
+        length, left, noise, regular, convex, begun, steps, change, renewed = read(*told)
+        usual = _STEPS + _STEPS_A_DIGIT * -math.log10(rtol)
+        # Second derivatives were looked at where the curve is.
+        change = np.where(renewed > 0, 1.0, change)
+        left = left * np.maximum(steps / usual, 1.0) ** 3 * np.maximum(change / _STEADY, 1.0)
+        with np.errstate(all="ignore"):
+            # Between nothing that is shorter, and what it began with.
+            within = ~(length < least - noise) & (length <= (1 + rtol) * begun)
+            sound = regular & (length > 0) & np.isfinite(left) & within
+            if not known:
+                return np.full(len(length), np.nan), sound & (change <= _UNSTEADY)
+            steep = ~(length <= _STEEP * least) & self.second_order & (renewed == 0)
+            error = left * length + self.unseen + noise
+        return np.where(sound & convex & ~steep, error, np.nan), sound & self.smooth
 
 
 def _further(state: _Modes, known: int) -> Tensor:  # -> (p,)
@@ -633,18 +564,14 @@ def _further(state: _Modes, known: int) -> Tensor:  # -> (p,)
     return _DOUBT * fine * ratio / (1 - ratio) / (4 * state.energy)
 
 
-def _joined(
-    ended: list[tuple[np.ndarray, np.ndarray, _Modes]], least: np.ndarray, rtol: float
-) -> Attempt:
+def _joined(ended: list[tuple[np.ndarray, np.ndarray, _Modes]], rtol: float) -> Attempt:
     """The curves that are good enough, as splines."""
     columns: list[list[np.ndarray]] = [[] for _ in range(7)]
     curves = []
     count = 0
     for rows, error, state in ended:
-        told = (state.length, state.energy, state.left, state.noise, state.steps, state.renewed)
-        length, energy, left, noise, steps, renewed = read(*told)
-        # Nothing is shorter than the bound, where there is one.
-        error = np.fmin(error, np.maximum(length - least[rows], 0.0) + noise)
+        told = (state.length, state.energy, state.left, state.steps, state.renewed)
+        length, energy, left, steps, renewed = read(*told)
         uneven = np.sqrt(np.maximum(energy / length**2 - 1, 0.0))
         # What is left of a curve whose second derivatives are not known says nothing of saddles.
         index = np.where(renewed > 0, 0, -1)
@@ -657,11 +584,3 @@ def _joined(
     joined = [np.concatenate(column) if column else np.zeros(0) for column in columns]
     rows, length, error, left, uneven, steps, index = joined
     return Attempt(rows.astype(np.int64), length, error, left, uneven, steps, index, curves)
-
-
-def _has_images(space: Space, start: Curve) -> bool:
-    """Whether the space has images of points, and knows how forces on them act."""
-    ends = start.nodes[:1, :: start.segments]
-    if not len(ends):
-        return False
-    return pulled_of(space, ends, lambda x: (torch.zeros_like(x), x[:, 0, :1])) is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -105,17 +106,21 @@ class PathMetric(Composition):
         return torch.cat(energies), torch.cat(gradients)
 
     def pulled(
-        self, points: Tensor, force: Force
+        self, points: Tensor, force: Force, ends: Tensor | None = None
     ) -> tuple[Tensor, Tensor] | None:  # (p, c, m) -> (p, c, m), (p, …)
         """``Jᵀ`` of forces on the images of points, by one reverse pass, some curves at a time.
 
-        None without a feature map.
+        With images ``(p, 2, D)`` of the curves' end points, the force is on those as well, before
+        and after the others, and only what acts on the others is pulled back. None without a
+        feature map.
         """
         self.bind(points[:, 0])
         if self.embedding is None:
             return None
         curves = self._curves_at_once(points, 2)
-        parts = [part._pulled(x, force) for part, x in self.parts(points, curves)]
+        beside = ends.split(curves) if ends is not None else repeat(None)
+        some = zip(self.parts(points, curves), beside, strict=False)
+        parts = [part._pulled(x, force, fixed) for (part, x), fixed in some]
         if len(parts) == 1:
             return parts[0]
         lowered, told = zip(*parts, strict=True)
@@ -300,7 +305,9 @@ class PathMetric(Composition):
         interior = along[:, 1:-1]
         return energy, 2 * (count - 1) * interior
 
-    def _pulled(self, points: Tensor, force: Force) -> tuple[Tensor, Tensor]:
+    def _pulled(
+        self, points: Tensor, force: Force, ends: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """``Jᵀ force(x)`` at points of curves that fit into memory together, and what else it says.
 
         Rows that were padded have no force.
@@ -310,7 +317,12 @@ class PathMetric(Composition):
 
         def padded(x: Tensor) -> Tensor:
             out = torch.zeros_like(x)
-            covectors, more = force(x[: p * count].view(p, count, -1))
+            own = x[: p * count].view(p, count, -1)
+            if ends is None:
+                covectors, more = force(own)
+            else:
+                covectors, more = force(torch.cat([ends[:, :1], own, ends[:, 1:]], 1))
+                covectors = covectors[:, 1:-1]
             told.append(more)
             out[: p * count] = covectors.flatten(0, 1)
             return out

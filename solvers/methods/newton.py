@@ -31,7 +31,7 @@ _DEGREES = (
     (3e-5, ((7, 10), (11, 15), (14, 18), (19, 24))),
     (0.0, ((7, 10), (13, 17), (17, 22), (24, 30))),
 )
-_HISTORY, _MAX_GRADIENTS = 4, 20
+_HISTORY, _MAX_GRADIENTS = 4, 30
 _PATIENCE = 6  # steps at one resolution after which a curve is looked at; most end before
 
 

@@ -131,6 +131,10 @@ def test_forces_on_images_are_pulled_back():
     expected, gradient = energy_and_gradient(space, nodes)
     torch.testing.assert_close(energy, expected)
     torch.testing.assert_close(2 * 8 * along[:, 1:-1], gradient)
+    # With the images of end points, which are not decoded.
+    inner, same = pulled_of(space, nodes[:, 1:-1], force, M.decode(nodes[:, ::8]))
+    torch.testing.assert_close(same, expected)
+    torch.testing.assert_close(2 * 8 * inner, gradient)
 
 
 class TestTruths:
@@ -186,13 +190,13 @@ class TestTruths:
 
 def test_curves_are_compared_with_their_start(monkeypatch):
     seen = []
-    judged = spectral._judged
+    judged = spectral._Trial._judged
 
-    def watched(state, *rest):
-        seen.append(state.begun.clone())
-        return judged(state, *rest)
+    def watched(trial, known):
+        seen.append(trial.state.begun.clone())
+        return judged(trial, known)
 
-    monkeypatch.setattr(spectral, "_judged", watched)
+    monkeypatch.setattr(spectral._Trial, "_judged", watched)
     M = Manifold(network(4, 64, 30))
     z0, z1 = draw(2, 6, 4)
     M.geodesic(z0, z1, rtol=1e-5, solver=Spectral())
@@ -293,7 +297,7 @@ class TestWhatIsLeftToSegments:
         space = space_of(known.space(), z0, z1)
         looks = []
         inner = space.pulled
-        space.pulled = lambda points, force: looks.append(points.shape) or inner(points, force)
+        space.pulled = lambda points, *rest: looks.append(points.shape) or inner(points, *rest)
         try:
             solvers.geodesic(space, z0, z1, rtol=1e-3, solver=Spectral(), throw=False)
         finally:
