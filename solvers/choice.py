@@ -26,6 +26,9 @@ _RESORT_STEPS = 50
 # value and Jacobian: at m = 8 Newton 5.4 and QuasiNewton 6.9, at 32 2.4 and 1.5; with transposed
 # convolutions at 64 4.0 and 1.8.
 GRADIENTS_FROM = WIDE
+# From so many on, whole curves are tried first. In fewer, where tangents are cheap and decoders of
+# several classes fold, segments are as fast.
+WHOLE_FROM = 3
 # Up to so many, whole curves are tried first: the metric at two places of a curve costs fewer
 # decodings than their gradients.
 _WHOLE_UP_TO = 64
@@ -123,7 +126,7 @@ def _of_second_order(
 ) -> Newton | NewtonCG:
     """Newton, matrix-free where its blocks cost too much."""
     if m < MATRIX_FREE_FROM and fits:
-        return Newton(target=target)
+        return Newton(target=target, whole=target == "minimum" and m >= WHOLE_FROM)
     return NewtonCG()
 
 

@@ -40,6 +40,9 @@ from riemae.solvers.state import placed, select
 # way round it may be hardly longer than the chord.
 _STRAIGHT, _STEEP = 1.02, 1.3
 _EASY_STEPS, _HARD_STEPS = 5, 7
+# Of whole curves, in gradients: 3 to 8 are the rule in eight dimensions at 1e-3, and pairs with a
+# shorter geodesic elsewhere took 9 or more.
+_EASY_GRADIENTS, _HARD_GRADIENTS = 8, 12
 _MANY_GRADIENTS = 24  # of QuasiNewton: 7 to 12 are the rule at 1e-3
 # Scouts per pair, and in which rounds they go down: segments, steps, how high they may then be,
 # relative to the geodesic that is known, to go on, and how many of a pair do.
@@ -122,7 +125,11 @@ def _suspects(solver: Solver, told: Told) -> np.ndarray:
     straight = told.length <= _STRAIGHT * told.bound
     steep = ~(told.length <= _STEEP * told.bound)
     if isinstance(solver, Newton):
-        hard = (told.steps > _HARD_STEPS) | ((told.steps > _EASY_STEPS) & steep)
+        if solver.whole:
+            easy, most = _EASY_GRADIENTS, _HARD_GRADIENTS
+        else:
+            easy, most = _EASY_STEPS, _HARD_STEPS
+        hard = (told.steps > most) | ((told.steps > easy) & steep)
     elif isinstance(solver, QuasiNewton):
         hard = steep & ~np.isnan(told.bound) & (told.steps > _MANY_GRADIENTS)
     else:
