@@ -185,7 +185,7 @@ class Checks:
             kind: Theirs.
             sound: Whether they are known to be finite.
         """
-        if transformed() or not len(flat):
+        if transformed() or not flat.shape[0]:
             return False
         if not sound:
             ok = concrete(flat.isfinite().all(-1))

@@ -17,7 +17,11 @@ from riemae.differential.rowwise import unoptimised
 from riemae.distributions.layout import AnyLayout, invalid_rows, read
 from riemae.distributions.numerical import unvalidated
 from riemae.exceptions import AmbientError, DecoderError, DeviceError, DTypeError, NonFiniteError
-from riemae.geometry.failures import explained_failure
+from riemae.geometry.failures import (
+    explained_failure,
+    refuse_flex_attention,
+    refuse_quantized,
+)
 from riemae.geometry.outputs import (
     refuse_other_rows,
     refuse_other_shape,
@@ -122,7 +126,11 @@ class Decoder:
             codes = codes.unflatten(-1, self.latent_shape)
         if self._function is None:
             self._function = unoptimised(self.function)
-        found = self._function(codes, *conditions)
+        try:
+            found = self._function(codes, *conditions)
+        except Exception as reason:
+            refuse_flex_attention(reason, z)
+            raise
         return found if self.output is None else self.output(found)
 
     @property
@@ -251,6 +259,7 @@ class Decoder:
         """
         if concrete(z) is None:
             return None
+        refuse_quantized(where, self.function)
         self.output_shape = None  # a decoder may change between two probes
         self._inspected = False
         real = min(len(z), 2)  # rows that the caller really asked for
