@@ -65,6 +65,10 @@ class _Unknown(Exception):
     """Something that cannot be described."""
 
 
+# A compiled module lacks what all others have.
+_UNDESCRIBED = (_Unknown, RecursionError, KeyError)
+
+
 def structure(module: nn.Module, anonymous: bool = False) -> Description | None:
     """The description of a module and of the settings of torch that it runs under, or None.
 
@@ -77,7 +81,7 @@ def structure(module: nn.Module, anonymous: bool = False) -> Description | None:
     try:
         own, *others = _Describer().root(module)
         return (_settings(), None if anonymous else own, *others)
-    except (_Unknown, RecursionError):
+    except _UNDESCRIBED:
         return None
 
 
@@ -98,7 +102,7 @@ def identity(f: Any) -> Description | None:
             return (_settings(), name, describer.root(owner))
         if isinstance(f, types.FunctionType):
             return (_settings(), describer.value(f))
-    except (_Unknown, RecursionError):
+    except _UNDESCRIBED:
         pass
     return None
 

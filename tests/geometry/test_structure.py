@@ -255,3 +255,8 @@ def test_an_anonymous_description_is_that_of_other_modules_too():
     assert structure(one) != structure(two)
     assert structure(one, anonymous=True) == structure(two, anonymous=True)
     assert structure(one, anonymous=True) != structure(nn.Sigmoid(), anonymous=True)
+
+
+def test_compiled_modules_have_none():
+    assert structure(torch.compile(nn.Linear(2, 3), backend="eager")) is None
+    assert structure(nn.Sequential(torch.compile(nn.Linear(2, 3), backend="eager"))) is None
