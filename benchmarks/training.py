@@ -13,9 +13,10 @@ The published losses are written here from their formulas, as in their authors' 
 derivatives by ``torch.autograd.functional`` (twice reverse mode), and one pass through the decoder
 for each quantity.
 
-More tables: first use (:mod:`benchmarks.first_use`); the cost per step of ``fit``, compared with that of a loop in bare torch over the
-same objective, or with the same networks and no objective at all; and the intrinsic curvature for
-m = 8, exactly and by random planes. Writes ``benchmarks/results/training.md``.
+More tables: the cost per step of ``fit``, compared with that of a loop in bare torch over the same
+objective, or with the same networks and no objective at all; first use
+(:mod:`benchmarks.first_use`); and the intrinsic curvature for m = 8, exactly and by random planes.
+Writes ``benchmarks/results/training.md``.
 """
 
 from __future__ import annotations

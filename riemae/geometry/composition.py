@@ -78,6 +78,7 @@ class Composition:
         self.condition: Condition | None = None
         self.findings = Findings()
         self._bound = False
+        self._batch_invariant: Differential | None = None
         self._origin: Composition | None = None  # of a copy under conditions
         self._shape: torch.Size | None = None  # of one output
         self._set_ambient(_EUCLIDEAN if ambient is None else ambient)
@@ -241,7 +242,7 @@ class Composition:
             with_numbers = self.variation.map(self.decoder)
             varied = Differential(with_numbers, self.chunk_size, what=None)
             self.varied = varied.batch_invariant()
-        self._batch_invariant: Differential | None = None
+        self._batch_invariant = None
         self._connection: Differential | None = None
         self.beside: Shared | None = None
 

@@ -15,8 +15,8 @@ that is kept is not probed anew either. Yet they matter in two ways, and both ar
 - Weights may decide on branches. The decoder is therefore probed again at the 8th, 64th, … manifold
   of a module, and trusted modes are compared again after as many calls, by whichever manifold.
 
-An ambient metric is known in the same way, together with a decoder: by its own structure, and, where
-its values may decide on more than numbers, by which object it is.
+An ambient metric is known in the same way, together with a decoder: by its own structure, and,
+where its values may decide on more than numbers, by which object it is.
 
 Nothing is written into modules, and nothing here keeps one alive.
 """

@@ -151,7 +151,11 @@ class _Describer:
         self._held: set[int] = set()
 
     def root(self, module: nn.Module) -> tuple[Description, ...]:
-        """A module by itself, with all of its parts."""
+        """A module by itself, with all of its parts.
+
+        Raises:
+            _Unknown: For what cannot be described.
+        """
         found = self.module(module)
         if self._held and not self._held <= {id(part) for part in module.modules()}:
             raise _Unknown
@@ -162,6 +166,9 @@ class _Describer:
 
         This runs for every manifold that is made: it reads the dicts of torch's modules themselves,
         which takes a fifth of the time of their generators.
+
+        Raises:
+            _Unknown: For what cannot be described.
         """
         kind = type(part)
         described = self._class(kind)

@@ -380,7 +380,11 @@ class Head(nn.Module):
 def heads():
     normal, poisson = Head(td.Normal, 2), Head(td.Poisson, 1)
     poisson.net.append(nn.Softplus())
-    return {"normal": normal, "poisson": poisson, "ensemble": Ensemble([normal, Head(td.Normal, 2)])}
+    return {
+        "normal": normal,
+        "poisson": poisson,
+        "ensemble": Ensemble([normal, Head(td.Normal, 2)]),
+    }
 
 
 WEIGHTS = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
