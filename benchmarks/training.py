@@ -2,7 +2,7 @@
 with that of the published losses.
 
     make bench                          # or: python -m benchmarks.training
-    python -m benchmarks.training --only fit       # or "terms", "planes"; others stay as they are
+    python -m benchmarks.training --only fit       # or one of the others, which stay as they are
 
 A step is the forward and backward pass of the whole loss, without the optimiser, in float32 on one
 thread. Steps that are compared take turns, A B A B, in one run. Ratios are medians over the turns,
@@ -13,9 +13,10 @@ The published losses are written here from their formulas, as in their authors' 
 derivatives by ``torch.autograd.functional`` (twice reverse mode), and one pass through the decoder
 for each quantity.
 
-Two more tables: the cost per step of ``fit``, compared with that of a loop in bare torch over the
-same objective, or with the same networks and no objective at all; and the intrinsic curvature for
-m = 8, exactly and by random planes. Writes ``benchmarks/results/training.md``.
+More tables: the cost per step of ``fit``, compared with that of a loop in bare torch over the same
+objective, or with the same networks and no objective at all; first use
+(:mod:`benchmarks.first_use`); and the intrinsic curvature for m = 8, exactly and by random planes.
+Writes ``benchmarks/results/training.md``.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import jvp, vjp
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.first_use import cold, fresh
 from riemae.autoencoders import AE, IRAE, MCAE, NRAE, Neighborhood, Term
 from riemae.autoencoders.fitting import new_objective
 from riemae.autoencoders.objective import Objective, Variation
@@ -378,14 +380,23 @@ def steps(turns: int) -> list[str]:
     return lines
 
 
+def first_fits(turns: int) -> list[str]:
+    """The cost of the first fit in a new process."""
+    return cold(turns, pictures())
+
+
+MAKERS = {"terms": steps, "fit": fits, "cold": first_fits, "fresh": fresh, "planes": planes}
+
+
 def sections() -> dict[str, list[str]]:
     """The tables that were written before, by the parts that make them."""
-    found: dict[str, list[str]] = {"terms": [], "fit": [], "planes": []}
+    found: dict[str, list[str]] = {name: [] for name in MAKERS}
     part = ""
     for line in RESULTS.read_text().splitlines() if RESULTS.exists() else []:
         if line.startswith("## "):
             first = line.split()[1].rstrip(",")
-            part = {"fit": "fit", "MICAE": "planes"}.get(first, "terms")
+            names = {"fit": "fit", "MICAE": "planes", "A": "fresh", "First": "cold"}
+            part = names.get(first, "terms")
         if part:
             found[part].append(line)
     return {name: [*lines, ""] if lines and lines[-1] else lines for name, lines in found.items()}
@@ -397,7 +408,7 @@ def main() -> None:
     parser.add_argument(
         "--turns", type=int, default=31, help="turns at width 256; a third of them at 1024"
     )
-    parser.add_argument("--only", choices=("terms", "fit", "planes"), help="by default all")
+    parser.add_argument("--only", choices=tuple(MAKERS), help="by default all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     head = [
@@ -409,14 +420,14 @@ def main() -> None:
         f"batch {BATCH}, m = {LATENT}, where nothing else is said.",
         "",
     ]
-    makers = {"terms": steps, "fit": fits, "planes": planes}
     found = sections()
-    for name, make in makers.items():
+    for name, make in MAKERS.items():
         if options.only in (None, name):
             turns = options.turns if name == "terms" else max(3, options.turns // 10)
             found[name] = make(turns)
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("\n".join([*head, *found["terms"], *found["fit"], *found["planes"]]))
+    lines = [line for name in MAKERS for line in found[name]]
+    RESULTS.write_text("\n".join([*head, *lines]))
     print(f"Written: {RESULTS}")
 
 

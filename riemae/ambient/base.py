@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from riemae.distributions.layout import AnyLayout
 
 
+def _shipped() -> tuple[type, ...]:
+    """All bases of metrics."""
+    return (AmbientMetric, *(globals()[name] for name in BASES.values()))
+
+
 class AmbientMetric(nn.Module):
     """A Riemannian metric ``H(x)`` on the data space: what the geometry asks of every metric.
 
@@ -56,8 +61,7 @@ class AmbientMetric(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        bases = [globals()[name] for name in BASES.values()]
-        check_kind(type(self), shipped=(AmbientMetric, *bases))
+        check_kind(type(self), _shipped)
 
     @property
     def title(self) -> str:

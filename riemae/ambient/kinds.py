@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import TypeVar
 
 from torch import nn
@@ -20,17 +22,23 @@ BASES = {
 
 Metric = TypeVar("Metric", bound=nn.Module)
 
+# Classes that have passed.
+_PASSED: weakref.WeakSet[type] = weakref.WeakSet()
 
-def check_kind(kind: type, shipped: tuple[type, ...]) -> None:
+
+def check_kind(kind: type, bases_of: Callable[[], tuple[type, ...]]) -> None:
     """Refuse a metric that writes no method from which the rest follows.
 
     Args:
         kind: The metric's class.
-        shipped: The bases.
+        bases_of: Gives the bases.
 
     Raises:
         AmbientError: When it has none of the bases, or does not write the base's method.
     """
+    if kind in _PASSED:
+        return
+    shipped = bases_of()
     bases = {base.__name__ for base in kind.__mro__ if base in shipped}
     own: set[str] = set()
     for base in kind.__mro__:
@@ -38,6 +46,7 @@ def check_kind(kind: type, shipped: tuple[type, ...]) -> None:
             own.update(vars(base))
     written = [name for name in BASES if name in own]
     if any(BASES[name] in bases for name in written):
+        _PASSED.add(kind)
         return
     if bases & set(BASES.values()):
         possible = [name for name, base in BASES.items() if base in bases]

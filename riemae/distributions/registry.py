@@ -47,6 +47,14 @@ _CLASSES: dict[type, Registered] = {}
 _PREDICATES: list[tuple[Callable[[Any], bool], Registered]] = []
 
 
+def registered() -> tuple[int, ...]:
+    """Which families users have registered, to tell whether it is still the same ones."""
+    if not _CLASSES and not _PREDICATES:
+        return ()
+    families = (*_CLASSES.values(), *(family for _, family in _PREDICATES))
+    return tuple(map(id, families))
+
+
 class Registered(Family):
     """A family that a user has registered: the Fisher information of one variable as a matrix.
 

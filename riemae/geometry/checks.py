@@ -6,6 +6,7 @@ batches ``(k, m)`` that were checked.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,14 +92,15 @@ class Checks:
             self._probed.clear()
             self._large.clear()
         known = kind in self._probed
-        if finite and not evidently_finite(flat):
+        sound = finite and evidently_finite(flat)
+        if finite and not sound:
             _refuse_non_finite(where, flat)
         if not known:
             # One thread finds out what the decoder is, the others what it found.
-            with TURN, immediate():
-                ok = concrete(flat.isfinite().all(-1))
-                if not self._recalled(flat, ok, condition, kind):
-                    self._probe(where, flat, ok, finite, condition, kind)
+            with TURN:
+                if not self._recalled(flat, condition, kind, sound):
+                    with immediate():
+                        self._probe(where, flat, finite, condition, kind)
                 self.latent_dim = z.shape[-1]
         # Inside a transform, as where another decoder calls this manifold, nothing can be drawn:
         # the next call from outside looks.
@@ -171,38 +173,59 @@ class Checks:
     def _recalled(
         self,
         flat: Tensor,
-        ok: Tensor | None,
         condition: Condition | None,
         kind: tuple[Any, ...],
+        sound: bool,
     ) -> bool:
-        """Whether an earlier probe of the decoder's module holds for these points."""
-        metric = self.metric
-        if ok is None or not bool(ok.any()) or transformed():
+        """Whether an earlier probe of the decoder's module holds for these points.
+
+        Args:
+            flat: Points.
+            condition: One for each.
+            kind: Theirs.
+            sound: Whether they are known to be finite.
+        """
+        if transformed() or not flat.shape[0]:
             return False
+        if not sound:
+            ok = concrete(flat.isfinite().all(-1))
+            if ok is None or not bool(ok.any()):
+                return False
+            flat = flat[ok]
+            condition = condition and condition.select(ok)
+        metric = self.metric
         remembered = recall(metric, (*kind, flat.shape[-1]))
         if remembered is None:
             return False
-        sound = flat[ok]
-        those = condition and condition.select(ok)
-        if metric.given is not None:
-            with torch.no_grad():
-                x = metric.decoder(sound[:2], those and those.select(slice(2)))
-            if not bool(x.isfinite().all()):
-                return False
-        metric.bind(sound, those)
-        if metric.given is not None:
-            check_ambient(metric, sound, those)
+        metric.bind(flat, condition)
+        try:
+            remembered.measure(metric, partial(self._look_at_ambient, flat, condition))
+        except _NoValue:
+            return False
         self._probed.add(kind)
         self._remembered[kind] = remembered
         if remembered.large:
             self._large.add(kind)
         return True
 
+    def _look_at_ambient(self, flat: Tensor, condition: Condition | None) -> None:
+        """Look at an ambient metric that is new to a decoder that is not.
+
+        Raises:
+            _NoValue: When the decoder has no values at the first points, which a probe explains.
+        """
+        metric = self.metric
+        with immediate():
+            with torch.no_grad():
+                x = metric.decoder(flat[:2], condition and condition.select(slice(2)))
+            if not bool(x.isfinite().all()):
+                raise _NoValue
+            check_ambient(metric, flat, condition)
+
     def _probe(
         self,
         where: str,
         flat: Tensor,
-        ok: Tensor | None,
         finite: bool,
         condition: Condition | None,
         kind: tuple[Any, ...],
@@ -210,6 +233,7 @@ class Checks:
         """Look at decoder and ambient metric at the finite points among the first ones."""
         sound = flat
         those = condition
+        ok = concrete(flat.isfinite().all(-1))
         if ok is not None:
             sound = flat[ok]
             those = condition and condition.select(ok)
@@ -224,6 +248,7 @@ class Checks:
             self._probed.add(kind)
             remembered = learn(metric, before, (*kind, flat.shape[-1]))
             if remembered is not None:
+                remembered.measure(metric, None)
                 self._remembered[kind] = remembered
 
     def _probe_rows(self, where: str, flat: Tensor, condition: Condition | None) -> None:
@@ -237,6 +262,10 @@ class Checks:
             assert decoder.output_shape is not None
             size = decoder.output_shape.numel()
             decoder.probe_rows(where, flat, size, self.metric.chunk_size, condition)
+
+
+class _NoValue(Exception):
+    """A decoder has no values at the points of a call."""
 
 
 def _refuse_non_finite(where: str, flat: Tensor) -> None:  # (k, m)

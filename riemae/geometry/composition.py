@@ -13,6 +13,7 @@ from riemae.ambient import AmbientMetric, Euclidean, FisherRao
 from riemae.ambient.uncertain import bound
 from riemae.differential.conditions import Condition
 from riemae.differential.derivatives import Differential
+from riemae.differential.known import Known
 from riemae.distributions.layout import EnsembleLayout
 from riemae.exceptions import NonFiniteError
 from riemae.geometry.decoder import Decoder
@@ -21,6 +22,12 @@ from riemae.numerics.deferral import holds
 from riemae.numerics.values import evidently_finite
 
 Composed = TypeVar("Composed", bound="Composition")
+
+# What is known of a map, and whether that map is still the same.
+Shared = tuple[Known, Callable[[], bool]]
+
+# One for all: it has no state, and a module takes longer to make than the rest of a manifold.
+_EUCLIDEAN = Euclidean()
 
 
 @dataclass
@@ -54,10 +61,9 @@ class Composition:
         immersion: Derivatives of ``f``, as a map to ``R^D`` with its Euclidean inner product.
         embedding: Derivatives of ``φ∘f`` where the ambient metric has a feature map φ, else None.
             The immersion itself under the Euclidean metric.
-        batch_invariant: The embedding, or else the immersion, with the same bits for a point in any
-            batch: curves are solved with it. For a few points by themselves the others are cheaper.
         variation: How an ambient metric without a feature map enters second derivatives, else None.
         varied: Derivatives of ``f`` together with the numbers of ``variation``, else None.
+        beside: What is known of derivatives of the connection, where others have found it out.
         condition: The conditions of the points, where the decoder takes one: see :meth:`at`.
         findings: Whether the decoder has kinks, once that was asked.
     """
@@ -72,9 +78,10 @@ class Composition:
         self.condition: Condition | None = None
         self.findings = Findings()
         self._bound = False
+        self._batch_invariant: Differential | None = None
         self._origin: Composition | None = None  # of a copy under conditions
         self._shape: torch.Size | None = None  # of one output
-        self._set_ambient(Euclidean() if ambient is None else ambient)
+        self._set_ambient(_EUCLIDEAN if ambient is None else ambient)
 
     @property
     def roundoff(self) -> float:
@@ -89,6 +96,16 @@ class Composition:
         for map_ in (self.immersion, self.embedding):
             if map_ is not None and map_.compiler is not None:
                 map_.compiler.watch(identity)
+
+    @property
+    def batch_invariant(self) -> Differential:
+        """The embedding, or else the immersion, with the same bits for a point in any batch.
+
+        Curves are solved with it. For a few points by themselves the others are cheaper.
+        """
+        if self._batch_invariant is None:
+            self._batch_invariant = self.first_order.batch_invariant()
+        return self._batch_invariant
 
     @property
     def first_order(self) -> Differential:
@@ -108,7 +125,7 @@ class Composition:
             twin.embedding = twin.immersion
         elif self.embedding is not None:
             twin.embedding = self.embedding.conditioned(condition)
-        twin.batch_invariant = self.batch_invariant.conditioned(condition)
+        twin._batch_invariant = None
         return twin
 
     def select(self: Composed, rows: Any) -> Composed:
@@ -165,7 +182,7 @@ class Composition:
         given = self.given
         if given is None:
             member = layout.member if isinstance(layout, EnsembleLayout) else layout
-            given = Euclidean() if member is None else FisherRao()
+            given = _EUCLIDEAN if member is None else FisherRao()
         ambient = bound(given, layout, self._shape)
         unchanged = isinstance(ambient, Euclidean) and isinstance(self.ambient, Euclidean)
         if ambient is not self.ambient and not unchanged:
@@ -211,9 +228,10 @@ class Composition:
         if isinstance(ambient, Euclidean):
             self.embedding = self.immersion
         elif ambient.has_features:
+            decoder = self.decoder
 
             def features(*z: Any) -> Tensor:
-                return ambient.features(self.decoder(*z)).flatten(1)
+                return ambient.features(decoder(*z)).flatten(1)
 
             what = "features of the decoded points"
             # What a user's function computes may change unnoticed.
@@ -224,7 +242,9 @@ class Composition:
             with_numbers = self.variation.map(self.decoder)
             varied = Differential(with_numbers, self.chunk_size, what=None)
             self.varied = varied.batch_invariant()
-        self.batch_invariant = self.first_order.batch_invariant()
+        self._batch_invariant = None
+        self._connection: Differential | None = None
+        self.beside: Shared | None = None
 
 
 def first_of(condition: Condition | None) -> Condition | None:

@@ -17,7 +17,11 @@ from riemae.differential.rowwise import unoptimised
 from riemae.distributions.layout import AnyLayout, invalid_rows, read
 from riemae.distributions.numerical import unvalidated
 from riemae.exceptions import AmbientError, DecoderError, DeviceError, DTypeError, NonFiniteError
-from riemae.geometry.failures import explained_failure
+from riemae.geometry.failures import (
+    explained_failure,
+    refuse_flex_attention,
+    refuse_quantized,
+)
 from riemae.geometry.outputs import (
     refuse_other_rows,
     refuse_other_shape,
@@ -73,7 +77,7 @@ class Decoder:
         self.latent_shape = latent_shape
         self.output = output
         self.compiling = compiling
-        self._function = unoptimised(function)
+        self._function: Callable[..., Any] | None = None  # without torch.jit's optimiser
         owner = getattr(function, "__self__", function)
         self.module: nn.Module | None = owner if isinstance(owner, nn.Module) else None
         self.output_shape: torch.Size | None = None
@@ -81,6 +85,7 @@ class Decoder:
         self.layout: AnyLayout | None = None
         self.converted = converted
         self.roundoff = roundoff
+        self._inspected = False  # whether the layout is known in full
         self._training: int | None = None  # layers in training mode when the decoder was looked at
 
     def __call__(
@@ -119,7 +124,13 @@ class Decoder:
             codes, conditions = tree_map(partial(_converted, self.converted), (codes, conditions))
         if self.latent_shape is not None:
             codes = codes.unflatten(-1, self.latent_shape)
-        found = self._function(codes, *conditions)
+        if self._function is None:
+            self._function = unoptimised(self.function)
+        try:
+            found = self._function(codes, *conditions)
+        except Exception as reason:
+            refuse_flex_attention(reason, z)
+            raise
         return found if self.output is None else self.output(found)
 
     @property
@@ -148,15 +159,25 @@ class Decoder:
         described = [identity(f) for f in (self.function, self.output) if f is not None]
         return None if None in described else (*described, self.latent_shape)
 
-    def recall(self, shape: torch.Size, roundoff: float, converted: torch.dtype | None) -> None:
+    def recall(
+        self,
+        shape: torch.Size,
+        layout: AnyLayout | None,
+        roundoff: float,
+        converted: torch.dtype | None,
+    ) -> None:
         """Take over what an earlier probe of the same module has found.
 
         Args:
-            shape: Of one output, a tensor.
+            shape: Of one output.
+            layout: What outputs hold.
             roundoff: Relative rounding inside.
             converted: What points are converted to.
         """
         self.output_shape = shape
+        self.layout = layout
+        self._inspected = True
+        self._function = self.function  # modules of torch.jit are never known again
         self.roundoff = roundoff
         self.converted = converted
         self._training = layers_in_training(self.module)
@@ -238,7 +259,9 @@ class Decoder:
         """
         if concrete(z) is None:
             return None
+        refuse_quantized(where, self.function)
         self.output_shape = None  # a decoder may change between two probes
+        self._inspected = False
         real = min(len(z), 2)  # rows that the caller really asked for
         if not real:
             z = z.new_zeros(1, z.shape[-1])
@@ -380,8 +403,8 @@ class Decoder:
         A parameter without a path to z in autograd's graph is fixed. Inside a function transform
         nobody can look: everything is taken to vary, which is always right, if slower.
         """
-        if self.output_shape is not None and self.layout is None:
-            return  # the probe has seen tensors
+        if self._inspected or (self.output_shape is not None and self.layout is None):
+            return  # known, or the probe has seen tensors
         with unvalidated(), torch.inference_mode(False):
             first = z[:2] if len(z) else z.new_zeros(1, z.shape[-1])
             points = first.detach().clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import traceback
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,9 @@ from riemae.differential.trust import INFERENCE
 from riemae.exceptions import DecoderError
 from riemae.numerics import reach
 from riemae.numerics.arithmetic import is_half
+
+# Packages of layers that round activations.
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
 def explained_failure(
@@ -36,6 +40,61 @@ def explained_failure(
         hint += " Does it take conditions of this form, one for each row?"
     got = f"{type(reason).__name__}: {reason}"
     return DecoderError(where, expected, got, hint)
+
+
+def refuse_quantized(where: str, function: Any) -> None:
+    """Refuse modules whose activations are rounded to whole numbers.
+
+    Args:
+        where: The method that is called.
+        function: The decoder.
+
+    Raises:
+        DecoderError: With the name and the class of the first one.
+    """
+    for module in reach.modules(function):
+        for name, part in module.named_modules():
+            if not type(part).__module__.startswith(_QUANTIZED):
+                continue
+            named = f" {name!r}" if name else ""
+            raise DecoderError(
+                where,
+                "a decoder that computes with floating-point numbers",
+                f"a quantized layer, {part._get_name()}{named}",
+                "It rounds what it gets to 8 bits, by a scale that all points of a batch have in "
+                "common: rows depend on each other, and a staircase has no derivative. Give the "
+                "network as it was before quantization, or one with weights in half precision.",
+            )
+
+
+def refuse_flex_attention(reason: Exception, points: Tensor) -> None:
+    """Explain what FlexAttention raises on a CPU; nothing for other failures.
+
+    Args:
+        reason: What the decoder raised.
+        points: What it was given.
+
+    Raises:
+        DecoderError: When it was raised inside of FlexAttention.
+    """
+    frames = (frame for frame, _ in traceback.walk_tb(reason.__traceback__))
+    inside = any(frame.f_code.co_filename.endswith("flex_attention.py") for frame in frames)
+    if points.device.type != "cpu" or not inside or not _is_refusal(reason):
+        return
+    first = next(iter(str(reason).strip().splitlines()), "")
+    raise DecoderError(
+        "Manifold",
+        "a decoder that torch can differentiate",
+        f"flex_attention, which has no derivative on a CPU ({type(reason).__name__}: {first})",
+        "Use torch.nn.functional.scaled_dot_product_attention, with what score_mod adds as "
+        "attn_mask=, and -inf where mask_mod hides.",
+    ) from reason
+
+
+def _is_refusal(reason: Exception) -> bool:
+    """Whether torch does not support the call, or its compiler cannot trace it."""
+    compiler = type(reason).__module__.startswith("torch._dynamo")
+    return compiler or isinstance(reason, NotImplementedError)
 
 
 def _wrong_arguments(where: str, condition: Condition | None, reason: TypeError) -> DecoderError:

@@ -15,6 +15,9 @@ that is kept is not probed anew either. Yet they matter in two ways, and both ar
 - Weights may decide on branches. The decoder is therefore probed again at the 8th, 64th, … manifold
   of a module, and trusted modes are compared again after as many calls, by whichever manifold.
 
+An ambient metric is known in the same way, together with a decoder: by its own structure, and,
+where its values may decide on more than numbers, by which object it is.
+
 Nothing is written into modules, and nothing here keeps one alive.
 """
 
@@ -24,19 +27,47 @@ import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
+from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from riemae.ambient import AmbientMetric, Custom
 from riemae.differential.known import Known
+from riemae.distributions.layout import AnyLayout, EnsembleLayout
+from riemae.distributions.numerical import Divergence, Quantiles, Score
+from riemae.distributions.registry import Registered, registered
 from riemae.geometry.composition import Composition
 from riemae.geometry.decoder import Decoder
 from riemae.geometry.structure import structure, weights
 
 _AGAIN = 8  # probed again at the 8th, 64th, … manifold
-_STRUCTURES = 8  # of one module that are remembered
+_STRUCTURES = 8  # of one module that are remembered, and of ambient metrics with each
 
 Key = tuple[Hashable, ...]
+
+
+def _three() -> tuple[Known, ...]:
+    return (Known(), Known(), Known())
+
+
+@dataclass
+class Measured:
+    """What has been found out about a decoder together with an ambient metric of one structure.
+
+    Attributes:
+        anchor: The metric, where only this very object is known.
+        known: Modes that are trusted for features, for numbers in second derivatives, and for the
+            connection.
+        zeros: Names of the metric's weights that were zero throughout.
+        checked: The metric that was last looked at, by the kind of points.
+    """
+
+    anchor: weakref.ref[Any] | None
+    zeros: frozenset[str]
+    known: tuple[Known, ...] = field(default_factory=_three)
+    checked: dict[Key, weakref.ref[Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -46,6 +77,8 @@ class Learned:
     Attributes:
         shape: Of one output.
         known: Modes of differentiation that are trusted.
+        layouts: What outputs hold, by the kind of points; None for tensors.
+        measured: What is known of ambient metrics.
         zeros: Names of weights that were zero throughout.
         converted: What points are converted to before the module gets them.
         smooth: Whether kinks were looked for, and none were found.
@@ -60,6 +93,8 @@ class Learned:
     zeros: frozenset[str]
     converted: torch.dtype | None = None
     smooth: bool = False
+    layouts: dict[Key, AnyLayout | None] = field(default_factory=dict)
+    measured: dict[Key, Measured] = field(default_factory=dict)
     roundoff: dict[Key, float] = field(default_factory=dict)
     large: set[Key] = field(default_factory=set)
     uses: int = 1
@@ -80,6 +115,58 @@ class Remembered:
     decoder: Decoder
     kind: Key
     same: Callable[[], bool]
+
+    def measure(self, metric: Composition, check: Callable[[], None] | None) -> None:
+        """Take over, and tell from now on, what is known of the ambient metric.
+
+        Args:
+            metric: Which knows by now what the decoder returns.
+            check: Looks at the ambient metric; called where nobody has. None where it was called.
+        """
+        given = metric.given
+        measured = None if metric.embedding is metric.immersion else self._measured(given)
+        if measured is None:
+            if check is not None and given is not None:
+                check()
+            return
+        if given is not None:
+            anchor = _anchor(given)
+            seen = measured.checked.get(self.kind)
+            if check is not None and (seen is None or seen() is not anchor):
+                check()
+            measured.checked[self.kind] = weakref.ref(anchor)
+        same = partial(_same, self.same, given, _description(given))
+        features, numbers, connection = measured.known
+        for differential, known in ((metric.embedding, features), (metric.varied, numbers)):
+            if differential is not None and not known.announced:
+                differential.share(known, same)
+        if not connection.announced:
+            metric.beside = connection, same
+
+    def _measured(self, given: AmbientMetric | None) -> Measured | None:
+        """What is known of an ambient metric; None where nothing can be kept."""
+        found = self.learned.measured
+        if given is None:
+            return found.setdefault((), Measured(None, frozenset()))
+        description = _description(given)
+        if description is None:
+            return None
+        anchor = None
+        key: Key = (description,)
+        if given.foreign or any(True for _ in given.children()):
+            anchor = _anchor(given)
+            key = (description, id(anchor))
+        measured = found.get(key)
+        if measured is not None:
+            alive = measured.anchor is None or measured.anchor() is anchor
+            if alive and _still_zero(given, measured.zeros):
+                return measured
+            del found[key]
+        while len(found) >= _STRUCTURES:
+            del found[next(iter(found))]
+        reference = None if anchor is None else weakref.ref(anchor)
+        found[key] = Measured(reference, _zeros(given))
+        return found[key]
 
     @property
     def large(self) -> bool:
@@ -120,7 +207,7 @@ class Memory:
         return learned
 
     def learn(
-        self, module: nn.Module, key: Key, kind: Key, learned: Learned, roundoff: float
+        self, module: nn.Module, key: Key, kind: Key, learned: Learned, decoder: Decoder
     ) -> Learned:
         """Keep what a probe with points of one kind has found: with what is known, or in its place.
 
@@ -137,7 +224,8 @@ class Memory:
             learned.due *= _AGAIN
         while len(found) >= _STRUCTURES:
             del found[next(iter(found))]
-        learned.roundoff[kind] = max(roundoff, learned.roundoff.get(kind, 0.0))
+        learned.roundoff[kind] = max(decoder.roundoff, learned.roundoff.get(kind, 0.0))
+        learned.layouts[kind] = decoder.layout
         found[key] = learned
         return learned
 
@@ -161,7 +249,7 @@ def key_of(decoder: Decoder, chunk_size: int | None) -> Key | None:
     described = None if lasting is None else structure(lasting[0])
     if lasting is None or described is None:
         return None
-    return described, lasting[1], decoder.latent_shape, chunk_size
+    return described, lasting[1], decoder.latent_shape, chunk_size, registered()
 
 
 def recall(metric: Composition, kind: Key) -> Remembered | None:
@@ -176,7 +264,8 @@ def recall(metric: Composition, kind: Key) -> Remembered | None:
     learned = MEMORY.recall(lasting[0], key, kind)
     if learned is None:
         return None
-    metric.decoder.recall(learned.shape, learned.roundoff[kind], learned.converted)
+    layout, roundoff = learned.layouts[kind], learned.roundoff[kind]
+    metric.decoder.recall(learned.shape, layout, roundoff, learned.converted)
     if learned.smooth:
         metric.findings.warned = True
         metric.findings.looked = True
@@ -193,16 +282,16 @@ def learn(metric: Composition, before: Key | None, kind: Key) -> Remembered | No
     """
     decoder = metric.decoder
     lasting = decoder.lasting
-    tensors = decoder.layout is None and decoder.output_shape is not None
-    if lasting is None or before is None or not tensors:
+    if lasting is None or before is None or decoder.output_shape is None:
+        return None
+    if not _is_lasting(decoder.layout):
         return None
     if key_of(decoder, metric.chunk_size) != before:
         return None
-    assert decoder.output_shape is not None
     known = metric.immersion.known
     zeros = _zeros(lasting[0])
     learned = Learned(decoder.output_shape, known, zeros, decoder.converted)
-    learned = MEMORY.learn(lasting[0], before, kind, learned, decoder.roundoff)
+    learned = MEMORY.learn(lasting[0], before, kind, learned, decoder)
     return _shared(metric, before, kind, learned)
 
 
@@ -217,6 +306,37 @@ def _shared(metric: Composition, key: Key, kind: Key, learned: Learned) -> Remem
     metric.immersion.share(learned.known, same)
     metric.findings.told = remembered.saw_no_kinks
     return remembered
+
+
+def _is_lasting(layout: AnyLayout | None) -> bool:
+    """Whether nothing in it depends on values of weights, and no family is announced."""
+    if isinstance(layout, EnsembleLayout):
+        layout = layout.member
+    if layout is None:
+        return True
+    for head in layout.heads:
+        if isinstance(head.family, (Divergence, Quantiles, Score, Registered)) or head.transforms:
+            return False
+        if any(isinstance(value, Tensor) for value in head.constants.values()):
+            return False
+    return True
+
+
+def _anchor(given: AmbientMetric) -> Any:
+    """What an ambient metric is known by: the user's function, where a manifold wraps one."""
+    function = given.function if type(given) is Custom else None
+    return function if isinstance(function, FunctionType) else given
+
+
+def _description(given: AmbientMetric | None) -> Hashable | None:
+    return () if given is None else structure(given, anonymous=True)
+
+
+def _same(
+    decoder: Callable[[], bool], given: AmbientMetric | None, description: Hashable | None
+) -> bool:
+    """Whether neither decoder nor ambient metric have changed but in values."""
+    return decoder() and _description(given) == description
 
 
 def _forget(

@@ -46,8 +46,6 @@ class PullbackMetric(PathMetric):
         ambient: The metric ``H``; None is Euclidean for tensors, Fisher-Rao for distributions.
         chunk_size: Points handled at once, or None to choose by bytes.
 
-    Attributes:
-        connection: Derivatives of the Christoffel symbols; called under the points' conditions.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -305,13 +303,22 @@ class PullbackMetric(PathMetric):
         bends = bend + bend.transpose(1, 2)
         return metric, bends + torch.stack(slopes, -1)
 
-    def _set_ambient(self, ambient: AmbientMetric) -> None:
-        super()._set_ambient(ambient)
+    @property
+    def connection(self) -> Differential:
+        """Derivatives of the Christoffel symbols; called under the points' conditions.
 
-        def symbols(z: Tensor, condition: Condition | None = None) -> Tensor:
-            return self.at(condition).christoffel(z)
+        Made where they are asked for: they refer to the metric, which refers to them.
+        """
+        origin = self if self._origin is None else self._origin
+        assert isinstance(origin, PullbackMetric)
+        if origin._connection is None:
+            origin._connection = Differential(origin._symbols, self.chunk_size, what=None)
+            if origin.beside is not None:
+                origin._connection.share(*origin.beside)
+        return origin._connection
 
-        self.connection = Differential(symbols, self.chunk_size, what=None)
+    def _symbols(self, z: Tensor, condition: Condition | None = None) -> Tensor:
+        return self.at(condition).christoffel(z)
 
     def _positive(self, g: Tensor) -> Tensor:  # (k, m, m) -> (k, m, m)
         """``g``, of an ambient metric by a user's function.

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from riemae.distributions.closed_form import NAMED
+from riemae.distributions.family import Family
 from riemae.numerics.reach import names_in
 
 Description = Hashable
@@ -40,17 +42,22 @@ _PLAIN = (
     torch.layout,
     torch.memory_format,
 )
+_EXACTLY = frozenset((type(None), bool, int, float, str, torch.dtype, torch.device))
 # What torch keeps in every module, described by itself or without a part in what it computes.
 _OWN = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
+_GLOBAL_HOOKS = tuple(getattr(nn.modules.module, f"_global{name}") for name in _HOOKS)
+# Classes that are torch's own altogether; others are looked through.
+_LIBRARY_CLASSES: weakref.WeakSet[type] = weakref.WeakSet()
 # Parts of a class that do not run when the module is called.
 _SILENT = frozenset(("__init__", "__doc__", "__module__", "__qualname__", "__annotations__"))
 # Larger collections, and more functions, are not looked through at every first use.
 _LARGEST = 256
 # Names of packages that nobody changes while a program runs.
 _LIBRARIES = frozenset(
-    "torch numpy builtins math operator functools itertools collections typing abc enum".split()
+    (
+        "torch numpy builtins math operator functools itertools collections typing abc enum riemae"
+    ).split()
 )
 
 
@@ -58,13 +65,23 @@ class _Unknown(Exception):
     """Something that cannot be described."""
 
 
-def structure(module: nn.Module) -> Description | None:
-    """The description of a module and of the settings of torch that it runs under, or None."""
-    if any(getattr(nn.modules.module, name, None) for name in _GLOBAL_HOOKS):
+# A compiled module lacks what all others have.
+_UNDESCRIBED = (_Unknown, RecursionError, KeyError)
+
+
+def structure(module: nn.Module, anonymous: bool = False) -> Description | None:
+    """The description of a module and of the settings of torch that it runs under, or None.
+
+    Args:
+        module: With all of its parts.
+        anonymous: Whether another module with the same parts has the same description.
+    """
+    if any(_GLOBAL_HOOKS):
         return None
     try:
-        return (_settings(), _Describer().module(module))
-    except (_Unknown, RecursionError):
+        own, *others = _Describer().root(module)
+        return (_settings(), None if anonymous else own, *others)
+    except _UNDESCRIBED:
         return None
 
 
@@ -80,12 +97,12 @@ def identity(f: Any) -> Description | None:
     method = f is not owner and getattr(type(owner), name, None) is getattr(f, "__func__", None)
     try:
         if isinstance(owner, nn.Module) and (f is owner or method):
-            if any(getattr(nn.modules.module, name, None) for name in _GLOBAL_HOOKS):
+            if any(_GLOBAL_HOOKS):
                 return None
-            return (_settings(), name, describer.module(owner))
+            return (_settings(), name, describer.root(owner))
         if isinstance(f, types.FunctionType):
             return (_settings(), describer.value(f))
-    except (_Unknown, RecursionError):
+    except _UNDESCRIBED:
         pass
     return None
 
@@ -108,7 +125,8 @@ def _tensors(part: nn.Module) -> dict[str, Tensor]:
 def _settings() -> Description:
     return (
         torch.get_default_dtype(),
-        torch.get_default_device(),
+        # In place of torch.get_default_device(), which takes longer than a description.
+        torch.empty(0).device,
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.mkldnn.enabled,
@@ -129,27 +147,54 @@ class _Describer:
         self._identities = identities
         self._classes: dict[type, Description] = {}
         self._functions: set[types.FunctionType] = set()
+        # Modules that are attributes: only those that are parts, too, have weights that are seen.
+        self._held: set[int] = set()
 
-    def module(self, root: nn.Module) -> Description:
-        """A module with all of its parts."""
-        named = root.named_modules(remove_duplicate=False)
-        return tuple((name, id(part), self._part(part)) for name, part in named)
+    def root(self, module: nn.Module) -> tuple[Description, ...]:
+        """A module by itself, with all of its parts.
 
-    def _part(self, part: nn.Module) -> Description:
-        kind = type(part)
-        scripted = isinstance(part, torch.jit.ScriptModule)
-        if scripted or any(getattr(part, name, None) for name in _HOOKS):
+        Raises:
+            _Unknown: For what cannot be described.
+        """
+        found = self.module(module)
+        if self._held and not self._held <= {id(part) for part in module.modules()}:
             raise _Unknown
-        held = {name: x for name, x in vars(part).items() if name not in _OWN}
+        return found
+
+    def module(self, part: nn.Module) -> tuple[Description, ...]:
+        """A module with all of its parts.
+
+        This runs for every manifold that is made: it reads the dicts of torch's modules themselves,
+        which takes a fifth of the time of their generators.
+
+        Raises:
+            _Unknown: For what cannot be described.
+        """
+        kind = type(part)
+        described = self._class(kind)
+        held = vars(part)
+        if (
+            held["_forward_hooks"]
+            or held["_forward_pre_hooks"]
+            or held["_backward_hooks"]
+            or held["_backward_pre_hooks"]
+        ):
+            raise _Unknown
+        parts = held["_modules"]
+        value = self.value
         return (
-            self._class(kind),
-            part.training,
-            self._items(_tensors(part)),
-            self._items(held),
+            id(part),
+            described,
+            held["training"],
+            self._items(held["_parameters"]),
+            self._items(held["_buffers"]),
+            tuple([(name, value(x)) for name, x in held.items() if name not in _OWN]),
+            tuple([(name, x if x is None else self.module(x)) for name, x in parts.items()]),
         )
 
     def _items(self, named: dict[Any, Any]) -> Description:
-        return tuple((name, self.value(x)) for name, x in named.items())
+        value = self.value
+        return tuple([(name, value(x)) for name, x in named.items()]) if named else ()
 
     def value(self, value: Any) -> Description:
         """An attribute, a default or a global.
@@ -158,9 +203,13 @@ class _Describer:
             _Unknown: For what cannot be described.
         """
         kind = type(value)
+        if kind in _EXACTLY:
+            return (kind, value)
         if isinstance(value, Tensor):
             own = id(value) if self._identities else None
-            return (own, _tensor(value))
+            # All but its values.
+            form = (value.shape, value.dtype, value.device, value.layout, value.requires_grad)
+            return (own, kind, form)
         if isinstance(value, weakref.ref):  # recurrent layers refer to their weights so
             return (kind, self.value(value()))
         if isinstance(value, _PLAIN):
@@ -178,15 +227,35 @@ class _Describer:
             return value
         if isinstance(value, types.FunctionType):
             return self._function(value)
+        if isinstance(value, nn.Module):
+            self._held.add(id(value))
+            return self.module(value)
+        if isinstance(value, Family) and NAMED.get(value.name) is value:
+            return (Family, value.name)
         raise _Unknown
 
     def _class(self, kind: type) -> Description:
-        if kind not in self._classes:
+        found = self._classes.get(kind)
+        if found is None:
             # Torch's own classes are known; a method that somebody replaced shows.
             calls = (kind, kind.__call__, getattr(kind, "forward", None))
-            own = [base for base in kind.__mro__ if not _is_library(base.__module__)]
-            self._classes[kind] = (calls, tuple(self._methods(base) for base in own))
-        return self._classes[kind]
+            found = self._classes[kind] = (calls, self._own_methods(kind))
+        return found
+
+    def _own_methods(self, kind: type) -> Description:
+        """The methods of classes that are not a library's.
+
+        Raises:
+            _Unknown: For a class of torch.jit, whose methods cannot be looked at.
+        """
+        if kind in _LIBRARY_CLASSES:
+            return ()
+        if issubclass(kind, torch.jit.ScriptModule):
+            raise _Unknown
+        own = [base for base in kind.__mro__ if not _is_library(base.__module__)]
+        if not own:
+            _LIBRARY_CLASSES.add(kind)
+        return tuple([self._methods(base) for base in own])
 
     def _methods(self, kind: type) -> Description:
         found: list[Description] = []
@@ -221,11 +290,6 @@ class _Describer:
             self.value(function.__kwdefaults__),
             self._items(read),
         )
-
-
-def _tensor(x: Tensor) -> Description:
-    """A tensor without its values."""
-    return (type(x), x.shape, x.dtype, x.device, x.layout, x.requires_grad)
 
 
 def _is_permanent(value: Any) -> bool:

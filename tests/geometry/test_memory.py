@@ -9,12 +9,19 @@ import weakref
 
 import pytest
 import torch
+from torch import distributions as td
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from riemae import Manifold
-from riemae.ambient import Diagonal
-from riemae.exceptions import DecoderError, NonFiniteError, SmoothnessWarning
+from riemae import Ensemble, Manifold
+from riemae.ambient import (
+    Diagonal,
+    FeatureMap,
+    FisherRao,
+    register_family,
+    unregister_family,
+)
+from riemae.exceptions import AmbientError, DecoderError, NonFiniteError, SmoothnessWarning
 from riemae.geometry.memory import MEMORY
 
 Z = torch.tensor([[0.3, -0.2], [1.0, 0.5], [-0.4, 0.8]], dtype=torch.float64)
@@ -354,3 +361,184 @@ def test_threads_find_out_together():
         thread.join()
     assert len(found) == 4
     assert all(torch.equal(g, expected) for g in found)
+
+
+class Head(nn.Module):
+    """A decoder that returns distributions."""
+
+    def __init__(self, kind, parts):
+        super().__init__()
+        self.net = network()
+        self.kind = kind
+        self.parts = parts
+
+    def forward(self, z):
+        x = self.net(z)
+        return self.kind(*(x, x.exp())[: self.parts])
+
+
+def heads():
+    normal, poisson = Head(td.Normal, 2), Head(td.Poisson, 1)
+    poisson.net.append(nn.Softplus())
+    return {
+        "normal": normal,
+        "poisson": poisson,
+        "ensemble": Ensemble([normal, Head(td.Normal, 2)]),
+    }
+
+
+WEIGHTS = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+SCALE = 1.0
+
+
+def stretched(x):
+    return SCALE * (1 + x.square())
+
+
+AMBIENTS = {
+    "an object": lambda: Diagonal(WEIGHTS),
+    "a tensor": lambda: WEIGHTS,
+    "a function": lambda: stretched,
+    "a network": lambda: FeatureMap(nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double()),
+    "named": lambda: FisherRao("poisson"),
+}
+
+
+def look(net, **options):
+    """First and second derivatives."""
+    M = Manifold(net, **options)
+    return torch.cat([M.metric(Z), M.christoffel(Z).flatten(1, 2)], 1)
+
+
+@pytest.mark.parametrize("name", ["normal", "poisson", "ensemble"])
+def test_decoders_of_distributions_are_known_again(name):
+    net = heads()[name].eval()
+    expected = look(net)
+    M = Manifold(net)
+    warm = passes(lambda: (M.metric(Z), M.christoffel(Z)))
+    warm = passes(lambda: (M.metric(Z), M.christoffel(Z)))
+    assert passes(lambda: look(net)) <= warm
+    assert torch.equal(look(net), expected)
+
+
+@pytest.mark.parametrize("make", AMBIENTS.values(), ids=AMBIENTS)
+def test_ambient_metrics_are_known_again(make):
+    net = network()
+    if make is AMBIENTS["named"]:
+        net.append(nn.Softplus())
+    ambient = make()
+    expected = look(net, ambient=ambient)
+    M = Manifold(net, ambient=ambient)
+    warm = passes(lambda: (M.metric(Z), M.christoffel(Z)))
+    warm = passes(lambda: (M.metric(Z), M.christoffel(Z)))
+    # A tensor makes a metric of its own each time, which is looked at.
+    allowed = 2 if isinstance(ambient, torch.Tensor) else 0
+    assert passes(lambda: look(net, ambient=ambient)) <= warm + allowed
+    assert torch.equal(look(net, ambient=ambient), expected)
+
+
+def test_a_changed_ambient_metric_is_looked_at_again(monkeypatch):
+    net = network()
+    look(net, ambient=stretched)
+    look(net, ambient=stretched)
+    monkeypatch.setitem(globals(), "SCALE", -1.0)
+    with pytest.raises(AmbientError):
+        look(net, ambient=stretched)
+
+
+def test_a_changed_network_of_an_ambient_metric_is_looked_at_again():
+    net = network()
+    inner = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double()
+    ambient = FeatureMap(inner)
+    look(net, ambient=ambient)
+    usual = passes(lambda: look(net, ambient=ambient))
+    inner[1] = nn.Sigmoid()
+    assert passes(lambda: look(net, ambient=ambient)) > usual + 10
+
+
+def test_an_ambient_metric_that_closes_over_something_is_looked_at_every_time():
+    net = network()
+    weight = torch.ones(3, dtype=torch.float64)
+
+    def ambient(x):
+        return weight.expand_as(x)
+
+    for _ in range(2):
+        metric(net, ambient=ambient)
+    weight.neg_()
+    with pytest.raises(AmbientError):
+        metric(net, ambient=ambient)
+
+
+def test_ambient_metrics_are_refused_beside_known_ones():
+    net = network()
+    metric(net, ambient=stretched)
+    with pytest.raises(AmbientError):
+        metric(net, ambient=lambda x: -1 - x.square())
+    with pytest.raises(AmbientError):
+        metric(net, ambient=torch.ones(4, dtype=torch.float64))
+
+
+class Warmed(nn.Module):
+    """Has a parameter without a row for each point, which may change with the weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+        self.temperature = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, z):
+        return td.RelaxedBernoulli(self.temperature, logits=self.net(z))
+
+
+def test_constants_that_are_learned_are_read_by_every_manifold():
+    net = Warmed().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        M = Manifold(net)
+        M.metric(Z)
+        warm = passes(lambda: M.metric(Z))
+        assert passes(lambda: metric(net)) > warm + 10
+
+
+def test_a_family_that_was_registered_since_is_used():
+    net = heads()["normal"].eval()
+    before = metric(net)
+    metric(net)
+
+    def information(p):
+        return torch.diag_embed(torch.stack([torch.ones_like(p["loc"])] * 2, -1))
+
+    register_family("own", td.Normal, ("loc", "scale"), information)
+    try:
+        assert not torch.equal(metric(net), before)
+    finally:
+        unregister_family("own")
+    assert torch.equal(metric(net), before)
+
+
+@pytest.mark.parametrize("ambient", [None, Diagonal(WEIGHTS), stretched])
+def test_manifolds_are_freed_at_once(ambient):
+    net = network()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            M = Manifold(net, ambient=ambient)
+            M.metric(Z)
+            reference = weakref.ref(M._pullback)
+            del M
+            assert reference() is None
+    finally:
+        gc.enable()
+
+
+def test_an_ambient_metric_is_freed_while_its_decoder_lives():
+    net = network()
+    ambient = FeatureMap(nn.Linear(3, 4).double())
+    reference = weakref.ref(ambient)
+    for _ in range(2):
+        metric(net, ambient=ambient)
+    del ambient
+    gc.collect()
+    assert reference() is None

@@ -224,3 +224,39 @@ def test_weights_are_all_floating_tensors():
     names = [name for name, _ in weights(Net())]
     linear = [f"inner.{i}.{name}" for i in (0, 2) for name in ("weight", "bias")]
     assert sorted(names) == sorted([".shift", ".offset", *linear])
+
+
+class Listed(nn.Module):
+    """Calls modules that it holds in a list."""
+
+    def __init__(self, parts, registered):
+        super().__init__()
+        self.listed = list(parts)
+        if registered:
+            self.parts = nn.ModuleList(parts)
+
+    def forward(self, z):
+        return sum(part(z) for part in self.listed)
+
+
+def test_modules_in_a_list_are_known_where_they_are_parts_too():
+    parts = [nn.Linear(2, 3), nn.Tanh()]
+    net = Listed(parts, registered=True)
+    before = structure(net)
+    assert before is not None
+    assert structure(net) == before
+    net.listed[1] = nn.Sigmoid()
+    assert structure(net) is None
+    assert structure(Listed(parts, registered=False)) is None
+
+
+def test_an_anonymous_description_is_that_of_other_modules_too():
+    one, two = (nn.Tanh() for _ in range(2))
+    assert structure(one) != structure(two)
+    assert structure(one, anonymous=True) == structure(two, anonymous=True)
+    assert structure(one, anonymous=True) != structure(nn.Sigmoid(), anonymous=True)
+
+
+def test_compiled_modules_have_none():
+    assert structure(torch.compile(nn.Linear(2, 3), backend="eager")) is None
+    assert structure(nn.Sequential(torch.compile(nn.Linear(2, 3), backend="eager"))) is None
