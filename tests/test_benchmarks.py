@@ -226,7 +226,7 @@ class TestContenders:
         assert [(e["task"], e["x"]) for e in entries] == [("a", 3), ("b", 2), ("c", 4)]
 
     def test_one_32_and_1000_pairs_are_measured(self):
-        found = [(t.problem.m, t.pairs, t.alone) for t in tasks(quick=False)]
+        found = [(t.problem.m, t.pairs, t.alone) for t in tasks("full")]
         assert {
             (8, 32, False),
             (32, 32, False),
