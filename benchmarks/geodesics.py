@@ -389,10 +389,11 @@ def main() -> None:
     started = time.perf_counter()
     results: dict[str, Any] = {"machine": _machine(arguments.threads), "quick": arguments.quick}
     results |= {"tasks": [], "versions": {}, "growth": [], "minutes": 0.0, "scope": scope}
+    results["left_out"] = []
     name = "geodesics_short" if scope == "short" else "geodesics"
     source = arguments.out / f"{name}.json"
     if arguments.only is not None and source.exists():
-        results = json.loads(source.read_text())
+        results = {"left_out": [], **json.loads(source.read_text())}
     wanted = lambda name: arguments.only is None or name.startswith(arguments.only)  # noqa: E731 (one expression)
 
     def save() -> None:
@@ -413,6 +414,9 @@ def main() -> None:
         )
         try:
             for task in group:
+                if time.perf_counter() > race.deadline:
+                    results["left_out"].append(str(task))
+                    continue
                 print(f"{task}, {problem}", flush=True)
                 _put(results["tasks"], race.run(task, entrants(task, scope)), "task")
                 results["versions"] |= {

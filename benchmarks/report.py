@@ -128,6 +128,9 @@ def _lines(results: dict[str, Any], name: str) -> list[str]:
     ]
     if _is_short(results):
         lines += [_SHORT, ""]
+    if results.get("left_out"):
+        left = "; ".join(results["left_out"])
+        lines += [f"Left out, because the time did not suffice: {left}.", ""]
     if results["quick"]:
         lines += [
             "**A quick run with few pairs and settings, which only tests the program. Its times "
