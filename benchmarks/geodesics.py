@@ -133,7 +133,7 @@ class Race:
             pair after the other.
         deadline: By ``time.perf_counter``; no call begins after it.
         short: Whether to spend little on what is not a comparison: on the unit of cost, and on
-            tasks where no other package takes part.
+            tasks where no other package takes part. First calls count, unless they compile.
     """
 
     def __init__(
@@ -152,6 +152,7 @@ class Race:
         self.rounds = rounds
         self.few = few
         self.deadline = deadline
+        self.short = short
         self.alone = _ALONE / 15 if short else _ALONE
         self.unit = _LIGHT / 10 if short else _LIGHT
         self.workers: dict[str, Worker] = {}
@@ -213,7 +214,8 @@ class Race:
             row.first = answer["seconds"] * scale
             self._keep(row, out)
             print(f"  {row.contender} {row.settings}: {wall:.2f} s", flush=True)
-        if not warming or (answer["seconds"] > _LIGHT and not contender.jax):
+        counts = not contender.jax and (self.short or answer["seconds"] > _LIGHT)
+        if not warming or counts:
             row.seconds.append(answer["seconds"] * scale)
             row.cpu.append(answer["cpu"] * scale)
             unit = min(self.sweep(row.points, row.settings.get("dtype", "float64")).values())
