@@ -335,7 +335,7 @@ def _draw(results: dict[str, Any], path: Path) -> None:
     columns = min(3, len(drawn))
     rows = -(-len(drawn) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(4.2 * columns, 3.6 * rows + 0.9), squeeze=False
+        rows, columns, figsize=(max(4.2 * columns, 8.4), 3.6 * rows + 0.9), squeeze=False
     )
     panels = axes.flatten()
     everybody = list(dict.fromkeys(name for task in races for name in contenders(task)))

@@ -122,7 +122,7 @@ def _transported(space: Space, curve: Curve | Tensor, v: Tensor, level: _Level) 
     steps = count * level.steps
     w = v
     for i in range(steps):
-        near = turn[..., i // level.steps, :, :, :].unbind(-3)
+        near = list(turn[..., i // level.steps, :, :, :].unbind(-3))
         stages: list[Tensor] = []
         for j, row in enumerate(method.A):
             inner = w + combined(row, stages) / steps if stages else w
