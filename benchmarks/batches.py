@@ -1,13 +1,19 @@
 """Pairs per second against the number of pairs in a call, beside what decodings alone would allow.
 
-    python -m benchmarks.batches                       # all tasks: about five minutes on one core
+    python -m benchmarks.batches                       # all tasks: at most six minutes on one core
+    python -m benchmarks.batches --minutes 20          # larger batches as well
     python -m benchmarks.batches --task convolutions   # one of them, into the same table
     python -m benchmarks.batches --quick               # tests the program itself
 
 Each task is solved from straight lines, and again from the curves that came of it (``init=``), that
-only need to be verified. Seconds are processor time of one thread. The limit is the number of pairs
-whose decodings, with derivatives, the decoder alone would do in a second at its fastest batch size.
-Writes ``batches.json`` and ``batches.md`` to ``benchmarks/results``.
+only need to be verified. Seconds are processor time of one thread, so that other processes disturb
+them little. A limit is the number of pairs whose decodings, with derivatives, the decoder alone
+would do in a second at its fastest batch size: for the decodings that were counted, for one sweep
+(value and Jacobian at 17 points), and for the values at these points alone.
+
+A batch begins only where the batches before it say that it will be done in time. What is left out
+is said under the table. Writes ``batches.json``, ``batches.md`` and ``batches.png`` to
+``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -15,94 +21,55 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+import riemae
 from benchmarks.measure import quantiles
 from benchmarks.peers import mlp
-from benchmarks.problems import FOLDER, PROBLEMS, prepare
+from benchmarks.problems import PROBLEMS, prepare
 from riemae import Manifold
-from riemae.cli.demo import load_digits
 from riemae.solvers.budget import limited
 
 RESULTS = Path(__file__).parent / "results"
 RTOL = 1e-3
-_PAIRS = {"digits-8": (1, 8, 64), "digits-32": (1, 8, 32), "convolutions": (1, 8)}
+# Numbers of pairs of every task.
+_PAIRS = {
+    "digits-8": (1, 8, 64, 512, 1000),
+    "digits-32": (1, 8, 32, 128),
+    "convolutions": (1, 8, 32),
+}
+_QUICK = (1, 2)
 _POINTS = 17  # of a sweep
+_EXACT = 8  # pairs whose errors are measured
 _TITLE = "# Pairs a second against the number of pairs"
 _COLUMNS = (
     "*line*: from the straight line; *result*: from a result to the same accuracy, which is only "
-    "verified. *limit*: pairs a second if all time were decodings at their fastest."
+    "verified. *limit*: pairs a second if all time were decodings at their fastest, and of one "
+    "sweep per pair. *p95*: error of the length of the first 8 pairs."
 )
 _BATCHES = 16, 64, 256, 1024
 _REPEATS = 3
+_COLOURS = {"line": "black", "result": "#0072B2"}
 Row = dict[str, Any]
-
-
-def convolutional(m: int = 64) -> nn.Sequential:
-    """A decoder from ``m`` numbers to 32 × 32 pixels by transposed convolutions."""
-    return nn.Sequential(
-        nn.Linear(m, 64 * 16),
-        nn.SiLU(),
-        nn.Unflatten(1, (64, 4, 4)),
-        nn.ConvTranspose2d(64, 32, 4, 2, 1),
-        nn.SiLU(),
-        nn.ConvTranspose2d(32, 16, 4, 2, 1),
-        nn.SiLU(),
-        nn.ConvTranspose2d(16, 1, 4, 2, 1),
-        nn.Flatten(),
-    )
-
-
-def trained(epochs: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """The convolutional decoder of an autoencoder on scikit-learn's digits, and pairs of codes."""
-    path = FOLDER / f"convolutions-{epochs}.npz"
-    decoder = convolutional()
-    if not path.exists():
-        images, _ = load_digits()
-        size = {"size": (32, 32), "mode": "bicubic", "antialias": True}
-        images = nn.functional.interpolate(images.view(-1, 1, 8, 8), **size).clamp(0, 1).flatten(1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            decoder = convolutional()
-            encoder = nn.Sequential(nn.Linear(1024, 256), nn.SiLU(), nn.Linear(256, 64))
-            _train(nn.Sequential(encoder, decoder), images, epochs)
-        codes = encoder(images).detach().double()
-        arrays = {name: x.double().numpy() for name, x in decoder.state_dict().items()}
-        FOLDER.mkdir(exist_ok=True)
-        np.savez(path, codes=codes.numpy(), **arrays)
-    file = np.load(path)
-    decoder = decoder.double().requires_grad_(False)
-    decoder.load_state_dict({name: torch.from_numpy(file[name]) for name in decoder.state_dict()})
-    codes = torch.from_numpy(file["codes"])
-    chosen = torch.randint(len(codes), (2, 1000), generator=torch.Generator().manual_seed(1))
-    return decoder, codes[chosen[0]], codes[chosen[1]]
-
-
-def _train(whole: nn.Module, images: Tensor, epochs: int) -> None:
-    optimizer = torch.optim.Adam(whole.parameters(), 1e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(images), generator=generator).split(128):
-            loss = (whole(images[batch]) - images[batch]).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
 
 
 def problem(name: str, quick: bool) -> tuple[Manifold, Tensor, Tensor]:
     """A manifold, and pairs on it."""
-    if name == "convolutions":
-        decoder, z0, z1 = trained(1 if quick else 10)
-        return Manifold(decoder), z0, z1
-    file = np.load(prepare(PROBLEMS[name]))
-    layers = [(file[f"w{i}"], file[f"b{i}"]) for i in range(3)]
+    chosen = PROBLEMS[name]
+    if quick and chosen.convolutional:  # its training is what takes longest
+        chosen = replace(chosen, name=f"{name}-quick", epochs=1)
+    file = np.load(prepare(chosen))
+    count = sum(part[0] == "w" for part in file.files)
+    layers = [(file[f"w{i}"], file[f"b{i}"]) for i in range(count)]
     ends = torch.from_numpy(file["z0"]), torch.from_numpy(file["z1"])
     return Manifold(mlp.decoder(layers, 1)), *ends
 
@@ -127,16 +94,28 @@ def peak(M: Manifold, z: Tensor) -> float:
     return max(found)
 
 
-def measured(name: str, quick: bool) -> list[Row]:
-    """The rows of a task."""
+def measured(name: str, quick: bool, until: float) -> Iterator[Row]:
+    """The rows of a task, as long as there is time for them.
+
+    Args:
+        name: Of the task.
+        quick: Whether to use few pairs.
+        until: When to end, by ``time.perf_counter``.
+    """
     M, z0, z1 = problem(name, quick)
     rate = peak(M, z0)
     sweep = _POINTS * (1 + z0.shape[1])
-    rows = []
+    sizes = _QUICK if quick else _PAIRS[name]
     M.geodesic(z0[:2], z1[:2], rtol=RTOL)  # looked at once
-    for pairs in _PAIRS[name][: 2 if quick else None]:
+    some = min(_EXACT, max(sizes))
+    exact = M.geodesic(z0[:some], z1[:some], rtol=1e-7, throw=False).length
+    before = 0.0  # seconds per pair of the number of pairs before
+    for pairs in sizes:
+        begun = time.perf_counter()
+        if before and begun + before * pairs > until:
+            yield {"task": name, "pairs": pairs, "left_out": True}
+            continue
         ends = z0[:pairs], z1[:pairs]
-        exact = M.geodesic(*ends, rtol=1e-7, throw=False).length if pairs <= 64 else None
         found = M.geodesic(*ends, rtol=RTOL, n_starts=1, throw=False)
         for start, options in (("line", {"n_starts": 1}), ("result", {"init": found.curve})):
 
@@ -148,48 +127,105 @@ def measured(name: str, quick: bool) -> list[Row]:
                 assert budget is not None
                 decodings = budget.used / pairs
             spent = seconds(call)
-            error = None if exact is None else quantiles((r.length / exact - 1).abs())[1]
             row = {"task": name, "pairs": pairs, "start": start, "sweeps": decodings / sweep}
             row |= {"decodings": decodings, "rate": pairs / spent, "limit": rate / decodings}
+            row |= {"sweep_limit": rate / sweep, "value_limit": rate / _POINTS}
+            known = min(pairs, some)
+            error = quantiles((r.length[:known] / exact[:known] - 1).abs())[1]
             row |= {"error": error, "converged": int(r.converged.sum())}
-            rows.append(row)
-            print(row, flush=True)
-    return rows
+            yield row
+        before = (time.perf_counter() - begun) / pairs
 
 
-def written(rows: list[Row]) -> str:
+def written(rows: list[Row], runs: dict[str, Any]) -> str:
     """The table in Markdown."""
-    head = ["task", "start", "pairs", "decodings per pair", "sweeps", "pairs/s", "limit", "p95"]
+    head = ["task", "start", "pairs", "decodings per pair", "sweeps", "pairs/s", "limit"]
+    head += ["sweep limit", "p95", "converged"]
     lines = [_TITLE, "", f"rtol {RTOL:g}, float64, one thread. {_COLUMNS}", ""]
+    lines += ["![Pairs a second](batches.png)", ""]
     lines.append("| " + " | ".join(head) + " |")
     lines.append("| --- " * len(head) + "|")
     for row in rows:
-        error = "" if row["error"] is None else f"{row['error']:.0e}"
+        if row.get("left_out"):
+            continue
         numbers = f"{row['decodings']:.0f} | {row['sweeps']:.2f} | {row['rate']:.3g}"
+        limits = f"{row['limit']:.3g} | {row['sweep_limit']:.3g}"
         names = f"| {row['task']} | {row['start']} | {row['pairs']}"
-        lines.append(f"{names} | {numbers} | {row['limit']:.3g} | {error} |")
+        last = f"{row['error']:.0e} | {row['converged']} of {row['pairs']}"
+        lines.append(f"{names} | {numbers} | {limits} | {last} |")
+    missing = [f"{row['pairs']:,} pairs of {row['task']}" for row in rows if row.get("left_out")]
+    if missing:
+        lines += ["", f"Left out, because the time would not have sufficed: {', '.join(missing)}."]
+    made = [f"{task}: {run}" for task, run in runs.items()]
+    lines += ["", "Measured: " + "; ".join(made) + "."]
     return "\n".join(lines) + "\n"
 
 
+def draw(rows: list[Row], path: Path) -> None:
+    """Pairs per second against pairs, one panel a task, with the limits as lines."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    rows = [row for row in rows if not row.get("left_out")]
+    names = list(dict.fromkeys(row["task"] for row in rows))
+    size = (4.4 * len(names), 4.2)
+    figure, axes = plt.subplots(1, len(names), figsize=size, squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], names, strict=True):
+        here = [row for row in rows if row["task"] == name]
+        for start, label in (("line", "from lines"), ("result", "verified (init=)")):
+            found = [row for row in here if row["start"] == start]
+            x, colour = [row["pairs"] for row in found], _COLOURS[start]
+            axis.plot(x, [row["rate"] for row in found], "o-", color=colour, label=label)
+            limit = [row["limit"] for row in found]
+            of = f"limit of its decodings, {label}"
+            axis.plot(x, limit, "--", color=colour, linewidth=1, label=of)
+        for kind, label, style in (
+            ("sweep_limit", "one sweep per pair", ":"),
+            ("value_limit", "17 values per pair", "-."),
+        ):
+            axis.axhline(here[0][kind], color="0.5", linestyle=style, linewidth=1, label=label)
+        axis.set(xscale="log", yscale="log", title=str(PROBLEMS[name]), xlabel="pairs in a call")
+        axis.title.set_fontsize(10)
+        axis.grid(alpha=0.25)
+    axes[0, 0].set_ylabel(f"pairs per second, rtol {RTOL:g}, one thread")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def main() -> None:
-    """Measure, and write the table."""
+    """Measure, write the table, and draw it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=[*_PAIRS], default=None)
+    parser.add_argument("--minutes", type=float, default=6.0, help="that the run may take")
     parser.add_argument("--quick", action="store_true", help="few pairs: tests the machinery")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    began = time.perf_counter()
     source = arguments.out / "batches.json"
-    kept: dict[str, list[Row]] = {}
+    kept: dict[str, Any] = {"runs": {}, "rows": {}}
     if source.exists() and arguments.task is not None:
         kept = json.loads(source.read_text())
     names = list(_PAIRS) if arguments.task is None else [arguments.task]
-    for name in names:
-        kept[name] = measured(name, arguments.quick)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        source.write_text(json.dumps(kept, indent=1) + "\n")
-        rows = [row for task in _PAIRS for row in kept.get(task, [])]
-        (arguments.out / "batches.md").write_text(written(rows))
+    for i, name in enumerate(names):
+        # An equal share of what is left, so that what one task does not need goes to the next.
+        now = time.perf_counter()
+        until = now + (began + 60 * arguments.minutes - now) / (len(names) - i)
+        day = datetime.now(timezone.utc).date().isoformat()
+        kept["rows"][name] = []
+        kept["runs"][name] = f"riemae {riemae.__version__}, torch {torch.__version__}, {day}"
+        for row in measured(name, arguments.quick, until):
+            print(row, flush=True)
+            kept["rows"][name].append(row)
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            source.write_text(json.dumps(kept, indent=1) + "\n")
+        rows = [row for task in _PAIRS for row in kept["rows"].get(task, [])]
+        (arguments.out / "batches.md").write_text(written(rows, kept["runs"]))
+        draw(rows, arguments.out / "batches.png")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Contender:
         jax: Whether it runs in the environment with JAX, and compiles at its first call.
         one_by_one: Whether it solves one pair after the other, so that the time of many pairs can
             be computed from that of a few.
+        images: Whether its adapter takes decoders of images, and not MLPs alone.
     """
 
     name: str
@@ -37,13 +38,16 @@ class Contender:
     quick: tuple[int, ...] = (0,)
     jax: bool = False
     one_by_one: bool = False
+    images: bool = False
 
 
 def _stochman(optimizer: str, *knobs: tuple[int, int, int]) -> tuple[Settings, ...]:
     return tuple({"optimizer": optimizer, "nodes": n, "steps": s, "grid": g} for n, s, g in knobs)
 
 
-OURS = Contender("riemae", "ours", tuple({"rtol": 10.0**-k} for k in range(2, 9)), quick=(1, 3, 5))
+OURS = Contender(
+    "riemae", "ours", tuple({"rtol": 10.0**-k} for k in range(2, 9)), quick=(1, 3, 5), images=True
+)
 CONTENDERS = (
     OURS,
     Contender(
@@ -52,12 +56,14 @@ CONTENDERS = (
         _stochman(
             "adam", (5, 150, 20), (10, 150, 20), (10, 500, 20), (20, 1000, 40), (20, 3000, 60)
         ),
+        images=True,
     ),
     Contender(
         "stochman, L-BFGS",
         "stochman",
         _stochman("lbfgs", (5, 2, 20), (10, 4, 20), (10, 10, 20), (20, 20, 40), (20, 40, 60)),
         quick=(1,),
+        images=True,
     ),
     Contender(
         "finslerax, own metric",
@@ -110,6 +116,7 @@ CONTENDERS = (
             for n, s in ((8, 50), (8, 150), (16, 300), (16, 1000), (32, 3000))
         ),
         quick=(1,),
+        images=True,
     ),
     Contender(
         "chord energy, L-BFGS",
@@ -119,7 +126,29 @@ CONTENDERS = (
             for n, s in ((8, 25), (16, 50), (16, 150), (32, 300), (32, 1000))
         ),
         quick=(1, 2),
+        images=True,
     ),
+)
+
+
+def _solver(name: str, *accuracies: float, **more: Any) -> Contender:
+    settings = tuple({"rtol": rtol, **more} for rtol in accuracies)
+    return Contender(name, "ours", settings, images=True)
+
+
+# The solvers of riemae, beside its default, for tasks on which nobody else takes part.
+MANY_PAIRS = (
+    _solver("riemae", 1e-2, 1e-3, 1e-4, 1e-5),
+    _solver("riemae, float32", 1e-2, 1e-3, 1e-4, dtype="float32"),
+    _solver("riemae, Newton (whole)", 1e-2, 1e-3, solver="Newton", options={"whole": True}),
+    _solver("riemae, QuasiNewton", 1e-3, 1e-5, solver="QuasiNewton"),
+    _solver("riemae, Spectral", 1e-3, 1e-5, solver="Spectral"),
+)
+MANY_DIMENSIONS = (
+    _solver("riemae", 1e-2, 1e-3, 1e-4, 1e-5),
+    _solver("riemae, QuasiNewton", 1e-3, 1e-5, solver="QuasiNewton"),
+    _solver("riemae, NewtonCG", 1e-3, 1e-5, solver="NewtonCG"),
+    _solver("riemae, Newton", 1e-3, 1e-5, solver="Newton"),
 )
 
 

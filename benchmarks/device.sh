@@ -10,6 +10,11 @@ if ! "$python" -c 'import torch' 2>/dev/null; then
     make .venv/.ready PYTHON="$python"
     python=.venv/bin/python
 fi
+if ! reason=$("$python" -c 'import sys, torch; torch.zeros(1, device=sys.argv[1])' "$device" 2>&1); then
+    echo "torch cannot use the device '$device' here: $(echo "$reason" | tail -n 1)" >&2
+    echo "Give another one (make device DEVICE=...), or a Python whose torch can (PYTHON=...)." >&2
+    exit 2
+fi
 PYTHONPATH=$PWD:$PWD/.venv-device${PYTHONPATH:+:$PYTHONPATH}
 PYTHONDONTWRITEBYTECODE=1
 export PYTHONPATH PYTHONDONTWRITEBYTECODE

@@ -41,6 +41,8 @@ from riemae.solvers import (
     LBFGS,
     Adam,
     CubicSpline,
+    GaussNewton,
+    Newton,
     NewtonCG,
     QuasiNewton,
     Shooting,
@@ -99,6 +101,8 @@ PLANS = {
     "quasi_newton": Plan(QuasiNewton(), 20, _SOME, 3.0),
     # Polynomials are for smooth spaces; what they do not settle there is QuasiNewton's.
     "spectral": Plan(Spectral(), 20, _SOME, 3.0, compact=True, smooth=True),
+    "newton, whole": Plan(Newton(whole=True), 20, _SOME, 3.0, compact=True, smooth=True),
+    "gauss_newton": Plan(GaussNewton(), 20, _SOME, 3.0, compact=True, smooth=True),
     "lbfgs": Plan(LBFGS(), 10, _SOME, 2.0),
     "georce": Plan(GEORCE(), 10, _SOME, 2.0),
     "spline": Plan(CubicSpline(max_steps=1000), 10, _SOME, 2.0),

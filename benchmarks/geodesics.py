@@ -1,10 +1,14 @@
 """Geodesics: time and error of riemae and other packages, on the same decoder, pairs and cores.
 
     make bench                                  # or: python -m benchmarks.geodesics
+    python -m benchmarks.geodesics --short      # a quarter of an hour: all contenders on digits-8,
+                                                # our solvers on a thousand pairs, m = 32 and m = 64
     python -m benchmarks.geodesics --quick      # two minutes, to test the program itself
     python -m benchmarks.geodesics --only "digits-32, 1,000 pairs"   # again, into the same tables
 
-Writes ``geodesics.json``, ``geodesics.md`` and ``geodesics.png`` to ``benchmarks/results``.
+Writes ``geodesics.json``, ``geodesics.md`` and ``geodesics.png`` to ``benchmarks/results``;
+``--short`` writes ``geodesics_short.*``, all of one run. A run that has an end (``--minutes``)
+leaves out what does not fit, and says so in its table.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import platform
 import tempfile
 import time
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -25,8 +30,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import riemae
 from benchmarks import growth, report
-from benchmarks.contenders import CONTENDERS, OURS, Contender, Settings, Worker
+from benchmarks.contenders import (
+    CONTENDERS,
+    MANY_DIMENSIONS,
+    MANY_PAIRS,
+    OURS,
+    Contender,
+    Settings,
+    Worker,
+)
 from benchmarks.measure import by_collocation, lengths, quantiles
 from benchmarks.peers import mlp
 from benchmarks.problems import PAIRS, PROBLEMS, Problem, prepare
@@ -36,6 +50,8 @@ RESULTS = Path(__file__).parent / "results"
 _LIGHT = 5.0  # seconds; calls that take longer are not repeated
 _COMPILING = 4.0  # a first call that compiles may take this many times the limit
 _ALONE = 30.0  # the same for riemae where no other package takes part
+_SHORT = (1e-2, 1e-3, 1e-4, 1e-5)  # what riemae is asked for in a short run
+_LATE = "not tried: the time of this run was over"
 
 
 @dataclass(frozen=True)
@@ -71,17 +87,26 @@ class Row:
     cpu: list[float] = field(default_factory=list)
     sweeps: list[float] = field(default_factory=list)
     points: int = 0
+    decodings: float | None = None
     missed: int | None = None
     failure: str | None = None
     found: Tensor | None = None
     reported: Tensor | None = None
 
 
-def tasks(quick: bool) -> list[Task]:
-    """The tasks, problem by problem."""
-    small, large, flat = (PROBLEMS[name] for name in ("digits-8", "digits-32", "digits-2"))
-    if quick:
+def tasks(scope: str) -> list[Task]:
+    """The tasks of a "full", "short" or "quick" run, problem by problem."""
+    small, large, flat, images = PROBLEMS.values()
+    if scope == "quick":
         return [Task(small, 16), Task(small, 2, alone=True)]
+    if scope == "short":
+        return [
+            Task(large, 32, ours=True),
+            Task(images, 8, ours=True),
+            Task(small, 1000, ours=True),
+            Task(small, 32),
+            Task(small, 4, alone=True),
+        ]
     return [
         Task(small, 32),
         Task(small, 4, alone=True),
@@ -91,6 +116,8 @@ def tasks(quick: bool) -> list[Task]:
         Task(large, 1000, ours=True),
         Task(flat, 32),
         Task(flat, 200, ours=True),
+        Task(images, 8),
+        Task(images, 64, ours=True),
     ]
 
 
@@ -104,14 +131,30 @@ class Race:
         rounds: Timed calls of each setting.
         few: Number of pairs from which the time of all is computed, for contenders that solve one
             pair after the other.
+        deadline: By ``time.perf_counter``; no call begins after it.
+        short: Whether to spend little on what is not a comparison: on the unit of cost, and on
+            tasks where no other package takes part. First calls count, unless they compile.
     """
 
-    def __init__(self, path: Path, threads: int, limit: float, rounds: int, few: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        limit: float,
+        rounds: int,
+        few: int,
+        deadline: float = float("inf"),
+        short: bool = False,
+    ) -> None:
         self.path = path
         self.threads = threads
         self.limit = limit
         self.rounds = rounds
         self.few = few
+        self.deadline = deadline
+        self.short = short
+        self.alone = _ALONE / 15 if short else _ALONE
+        self.unit = _LIGHT / 10 if short else _LIGHT
         self.workers: dict[str, Worker] = {}
         self.folder = tempfile.TemporaryDirectory()
         file = np.load(path)
@@ -133,6 +176,10 @@ class Race:
                     row.failure = "not tried: a cheaper setting was over the limit"
                 if row.failure is not None or (row.seconds and row.seconds[-1] > _LIGHT):
                     continue
+                if time.perf_counter() > self.deadline:
+                    if i == 0:
+                        row.failure = _LATE
+                    continue
                 self._call(task, contender, row, i == 0)
                 if row.failure is not None and row.failure.startswith("more than"):
                     exhausted.add(contender.name)
@@ -141,7 +188,7 @@ class Race:
     def _call(self, task: Task, contender: Contender, row: Row, warming: bool) -> None:
         out = Path(self.folder.name) / "found.npz"
         limit = self.limit * (
-            _ALONE if task.ours else _COMPILING if warming and contender.jax else 1
+            self.alone if task.ours else _COMPILING if warming and contender.jax else 1
         )
         worker = self.workers.get(contender.module)
         if worker is None:
@@ -160,13 +207,15 @@ class Race:
             print(f"  {row.contender} {row.settings}: {answer['error']}", flush=True)
             return
         row.points, row.missed = answer["points"], answer["missed"]
+        row.decodings = answer["decodings"]
         # One pair after the other: the time of all is computed from that of a few.
         scale = 1 if task.alone else task.pairs / row.pairs
         if warming:
             row.first = answer["seconds"] * scale
             self._keep(row, out)
             print(f"  {row.contender} {row.settings}: {wall:.2f} s", flush=True)
-        if not warming or (answer["seconds"] > _LIGHT and not contender.jax):
+        counts = not contender.jax and (self.short or answer["seconds"] > _LIGHT)
+        if not warming or counts:
             row.seconds.append(answer["seconds"] * scale)
             row.cpu.append(answer["cpu"] * scale)
             unit = min(self.sweep(row.points, row.settings.get("dtype", "float64")).values())
@@ -204,7 +253,7 @@ class Race:
             seconds: list[float] = []
             # The first call costs more, because riemae examines the decoder.
             worker.solve((0, PAIRS), False, {**settings, "points": 16}, out, 600)
-            while len(seconds) < repeats and sum(seconds) < _LIGHT:
+            while len(seconds) < repeats and sum(seconds) < self.unit:
                 answer = worker.solve((0, PAIRS), False, settings, out, 600)
                 if "error" in answer:
                     raise RuntimeError(answer["error"])
@@ -230,18 +279,24 @@ class Race:
             "alone": task.alone,
             "ours": task.ours,
             "limit": self.limit,
-            "reference": {"converged": converged, "collocation": cross, "shorter_known": shorter},
+            "reference": {
+                "converged": converged,
+                "accuracy": 10 * task.problem.accuracy,
+                "collocation": cross,
+                "shorter_known": shorter,
+            },
             "sweep": self.sweep(17 * (1 if task.alone else task.pairs)),
             "rows": [_entry(row, best) for row in rows],
         }
 
     def _reference(self, task: Task) -> tuple[Tensor, int, list[float]]:
-        """Lengths by riemae at 1e-9, how many are accurate, and how far collocation is from the
-        first of them.
+        """Lengths by riemae to the accuracy of the problem, how many have it, and how far
+        collocation is from the first of them.
         """
         z0, z1 = (z[: task.pairs] for z in self.ends)
-        r = self.manifold.geodesic(z0, z1, rtol=1e-9, throw=False)
-        converged = int((r.error <= 1e-8 * r.length).sum())
+        accuracy = task.problem.accuracy
+        r = self.manifold.geodesic(z0, z1, rtol=accuracy, throw=False)
+        converged = int((r.error <= 10 * accuracy * r.length).sum())
         found = lengths(self.manifold, r.curve.nodes)
         cross = []
         # In the plane several geodesics join two points, and 64 unknown functions are too many for
@@ -272,6 +327,7 @@ def _entry(row: Row, best: Tensor) -> dict[str, Any]:
             "cpu": row.cpu,
             "sweeps": median(row.sweeps),
             "points": row.points,
+            "decodings": row.decodings,
             "missed": row.missed,
             "timed_on": row.pairs,
             "error": quantiles((row.found / best - 1).abs()),
@@ -300,6 +356,8 @@ def _machine(threads: int) -> dict[str, Any]:
         "threads": threads,
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
+        "riemae": riemae.__version__,
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "system": f"{platform.system()} {platform.release()}",
     }
 
@@ -307,8 +365,15 @@ def _machine(threads: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, write the results, and draw them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
+    scope = parser.add_mutually_exclusive_group()
+    scope.add_argument(
         "--quick", action="store_true", help="few pairs and settings: tests the machinery"
+    )
+    scope.add_argument(
+        "--short", action="store_true", help="some tasks in one run, into tables of their own"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="no call begins later (--short: 14)"
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
@@ -320,13 +385,17 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    limit = arguments.limit or (10.0 if arguments.quick else 20.0)
+    scope = "quick" if arguments.quick else "short" if arguments.short else "full"
+    limit = arguments.limit or {"quick": 10.0, "short": 15.0, "full": 20.0}[scope]
+    minutes = arguments.minutes or (14.0 if scope == "short" else float("inf"))
     started = time.perf_counter()
     results: dict[str, Any] = {"machine": _machine(arguments.threads), "quick": arguments.quick}
-    results |= {"tasks": [], "versions": {}, "growth": [], "minutes": 0.0}
-    source = arguments.out / "geodesics.json"
+    results |= {"tasks": [], "versions": {}, "growth": [], "minutes": 0.0, "scope": scope}
+    results["left_out"] = []
+    name = "geodesics_short" if scope == "short" else "geodesics"
+    source = arguments.out / f"{name}.json"
     if arguments.only is not None and source.exists():
-        results = json.loads(source.read_text())
+        results = {"left_out": [], **json.loads(source.read_text())}
     wanted = lambda name: arguments.only is None or name.startswith(arguments.only)  # noqa: E731 (one expression)
 
     def save() -> None:
@@ -334,31 +403,36 @@ def main() -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         source.write_text(json.dumps(results, indent=1))
 
-    chosen_tasks = [task for task in tasks(arguments.quick) if wanted(str(task))]
+    chosen_tasks = [task for task in tasks(scope) if wanted(str(task))]
     for problem, group in groupby(chosen_tasks, key=lambda task: task.problem):
         race = Race(
-            prepare(problem), arguments.threads, limit, rounds=3, few=2 if arguments.quick else 8
+            prepare(problem),
+            arguments.threads,
+            limit,
+            rounds=2 if scope == "short" else 3,
+            few=2 if scope == "quick" else 8,
+            deadline=started + 60 * minutes,
+            short=scope == "short",
         )
         try:
             for task in group:
+                if time.perf_counter() > race.deadline:
+                    results["left_out"].append(str(task))
+                    continue
                 print(f"{task}, {problem}", flush=True)
-                chosen = [
-                    (c, _settings(c, task, arguments.quick))
-                    for c in ([OURS] if task.ours else CONTENDERS)
-                ]
-                _put(results["tasks"], race.run(task, chosen), "task")
+                _put(results["tasks"], race.run(task, entrants(task, scope)), "task")
                 results["versions"] |= {
                     name: w.versions for name, w in race.workers.items() if w.versions
                 }
                 save()
         finally:
             race.close()
-    for kind in filter(wanted, growth.SIZES):
+    for kind in filter(wanted, () if scope == "short" else growth.SIZES):
         print(f"growth with {kind}", flush=True)
         _put(results["growth"], growth.measure(kind, arguments.threads, arguments.quick), "kind")
     results["minutes"] += (time.perf_counter() - started) / 60
     save()
-    report.write(results, arguments.out)
+    report.write(results, arguments.out, name)
 
 
 def _put(entries: list[dict[str, Any]], new: dict[str, Any], name: str) -> None:
@@ -370,10 +444,24 @@ def _put(entries: list[dict[str, Any]], new: dict[str, Any], name: str) -> None:
     entries.append(new)
 
 
-def _settings(contender: Contender, task: Task, quick: bool) -> list[Settings]:
+def entrants(task: Task, scope: str) -> list[tuple[Contender, list[Settings]]]:
+    """Who takes part in a task, and with which settings."""
     if task.ours:
-        return [{"rtol": 1e-4}, {"rtol": 1e-4, "dtype": "float32"}, {"rtol": 1e-6}]
-    return [contender.settings[i] for i in contender.quick] if quick else list(contender.settings)
+        if scope != "short":
+            settings = [{"rtol": 1e-4}, {"rtol": 1e-4, "dtype": "float32"}, {"rtol": 1e-6}]
+            return [(OURS, settings)]
+        own = MANY_PAIRS if task.problem.m == 8 else MANY_DIMENSIONS
+        return [(contender, list(contender.settings)) for contender in own]
+    chosen = []
+    for contender in CONTENDERS:
+        settings = list(contender.settings)
+        if scope == "quick":
+            settings = [settings[i] for i in contender.quick]
+        elif scope == "short" and contender is OURS:
+            settings = [s for s in settings if s["rtol"] in _SHORT]
+        if contender.images or not task.problem.convolutional:
+            chosen.append((contender, settings))
+    return chosen
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ rounds is shown, with the range where the machine was unsteady. Calls of more th
 repeated. The first call of each setting has a column of its own. It does not count, so that
 compilation does not count either.
 
+*Decodings* are those of a pair, counted by riemae in another call: values of the decoder, where a
+derivative in one direction and a reverse pass are one each.
+
 The error is that of the curve. Its length is that of the spline through its nodes, by one fine
 quadrature for all contenders. It is compared with the shortest curve known for that pair, which
 may be riemae's at rtol = 1e-9. The lengths that the packages report themselves are often worse
@@ -51,17 +54,20 @@ Contenders that solve one pair after the other are timed on a few pairs and scal
 are variants that the packages do not offer: finslerax with a metric by forward products, and
 stochman with L-BFGS in place of its Adam. geomstats gets a Jacobian that is faster than its own,
 and latent-geometry gets float64. The adapters are in `benchmarks/peers/`."""
+_SHORT = """\
+This run is short: it has an end, and the median is that of three calls, of which the first is one.
+Only of contenders that compile (finslerax) the first does not count. All rows are of this run."""
 _UNSTEADY = 1.5  # a larger ratio of longest to shortest time means other load on the machine
-_HEADINGS = ("contender", "settings", "time", "processor time", "sweeps", "first call")
+_HEADINGS = ("contender", "settings", "time", "processor time", "sweeps", "first call", "decodings")
 _HEADINGS += ("error: median", "95 %", "max", "reported: 95 %", "given up")
 _VARIANTS = (("o", "-"), ("s", "--"))  # markers and lines for the variants of one package
 _COLUMNS = (("megabytes", ".0f"), ("steps", ".1f"))
 
 
-def write(results: dict[str, Any], folder: Path) -> None:
-    """Write ``geodesics.md`` and ``geodesics.png``."""
-    (folder / "geodesics.md").write_text("\n".join(_lines(results)) + "\n")
-    _draw(results, folder / "geodesics.png")
+def write(results: dict[str, Any], folder: Path, name: str = "geodesics") -> None:
+    """Write the tables ``<name>.md`` and the picture ``<name>.png``."""
+    (folder / f"{name}.md").write_text("\n".join(_lines(results, name)) + "\n")
+    _draw(results, folder / f"{name}.png")
 
 
 def contenders(task: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -106,58 +112,88 @@ def ratios(
     return name, reached[name] / own
 
 
-def _lines(results: dict[str, Any]) -> list[str]:
+def _lines(results: dict[str, Any], name: str) -> list[str]:
     machine = results["machine"]
     packages = {k: v for versions in results["versions"].values() for k, v in versions.items()}
     lines = [
-        "# Geodesics: riemae and other packages",
+        "# Geodesics: riemae and other packages" + (", a short run" if _is_short(results) else ""),
         "",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads each, "
         "load "
         f"{machine['load']:.1f} at the start; {machine['system']}, Python {machine['python']}; "
         + ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
-        + f". It took {results['minutes']:.0f} minutes.",
+        + f". It took {results['minutes']:.0f} minutes"
+        + (f", on {machine['date']}, with riemae {machine['riemae']}" if "date" in machine else "")
+        + ".",
         "",
     ]
+    if _is_short(results):
+        lines += [_SHORT, ""]
+    if results.get("left_out"):
+        left = "; ".join(results["left_out"])
+        lines += [f"Left out, because the time did not suffice: {left}.", ""]
     if results["quick"]:
         lines += [
             "**A quick run with few pairs and settings, which only tests the program. Its times "
             "are not reliable.**",
             "",
         ]
-    lines += ["![Error against time](geodesics.png)", "", *_reach(results), *_notes(results)]
+    lines += [f"![Error against time]({name}.png)", "", *_reach(results), *_notes(results)]
     for task in results["tasks"]:
         lines += _table(task)
-    lines += _growth(results["growth"])
+    if results["growth"]:
+        lines += _growth(results["growth"])
     return [*lines, "Curvature has a table of its own: [curvature.md](curvature.md)."]
+
+
+def _is_short(results: dict[str, Any]) -> bool:
+    return results.get("scope") == "short"
+
+
+def _drawn(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The comparisons: tasks of all packages, and those of several solvers of ours."""
+    return [task for task in results["tasks"] if not task["ours"] or len(contenders(task)) > 1]
 
 
 def _reach(results: dict[str, Any]) -> list[str]:
     races = [task for task in results["tasks"] if not task["ours"]]
+    own = [task for task in _drawn(results) if task["ours"]]
+    lines = _times_to_reach(races, _RIVALS, "") if races else []
+    return lines + (_times_to_reach(own, (), ", solvers of riemae alone") if own else [])
+
+
+def _times_to_reach(
+    races: list[dict[str, Any]], rivals: tuple[tuple[str, tuple[str, ...]], ...], who: str
+) -> list[str]:
+    names = list(dict.fromkeys(name for task in races for name in contenders(task)))
     lines = []
     for accuracy in ACCURACIES:
         lines += [
-            f"## Time to a relative error of {accuracy:.0e} in 95 % of the pairs",
+            f"## Time to a relative error of {accuracy:.0e} in 95 % of the pairs{who}",
             "",
             "| | " + " | ".join(task["task"] for task in races) + " |",
             "| --- |" + " --- |" * len(races),
         ]
-        for name in contenders(races[0]):
-            cells = []
-            for task in races:
-                row = to_reach(contenders(task)[name], accuracy)
-                cells.append(
-                    "—"
-                    if row is None
-                    else f"{_seconds(median(row['seconds']))} ({row['sweeps']:.3g} sweeps)"
-                )
+        for name in names:
+            cells = [_cell(contenders(task).get(name), accuracy) for task in races]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        for whom, without in _RIVALS:
+        for whom, without in rivals:
             found = [ratios(task, accuracy, without) for task in races]
             cells = ["—" if gain is None else f"{_times(gain[1])} × ({gain[0]})" for gain in found]
             lines.append(f"| **time of the {whom} / time of riemae** | " + " | ".join(cells) + " |")
         lines.append("")
     return lines
+
+
+def _cell(rows: list[dict[str, Any]] | None, accuracy: float) -> str:
+    if rows is None:
+        return ""
+    row = to_reach(rows, accuracy)
+    if row is None:
+        return "—"
+    counted = row.get("decodings")
+    more = "" if counted is None else f", {counted:.0f} decodings per pair"
+    return f"{_seconds(median(row['seconds']))} ({row['sweeps']:.3g} sweeps{more})"
 
 
 def _notes(results: dict[str, Any]) -> list[str]:
@@ -168,7 +204,7 @@ def _notes(results: dict[str, Any]) -> list[str]:
             for task in results["tasks"]
             if not task["ours"]
         )
-        + ".",
+        + ". Empty: it did not take part.",
         "",
         "## How it was measured",
         "",
@@ -186,7 +222,7 @@ def _table(task: dict[str, Any]) -> list[str]:
         f"One sweep of 16 segments: {1e3 * sweep['riemae']:.2f} ms by riemae, "
         f"{1e3 * sweep['torch']:.2f} ms by plain "
         f"`torch.func`. Reference: {reference['converged']} of {task['pairs']} pairs accurate to "
-        "1e-8 by their own "
+        f"{reference.get('accuracy', 1e-8):.0e} by their own "
         f"estimate, {reference['shorter_known']} where another contender found a shorter curve"
         + (
             "; collocation on the geodesic equation is off by "
@@ -219,6 +255,7 @@ def _table(task: dict[str, Any]) -> list[str]:
             cells += [
                 f"{row['sweeps']:.3g}",
                 _seconds(row["first"]),
+                "" if row.get("decodings") is None else f"{row['decodings']:.0f}",
                 *(f"{error:.0e}" for error in row["error"]),
             ]
             cells += ["" if row["reported"] is None else f"{row['reported'][1]:.0e}"]
@@ -275,6 +312,15 @@ def _styles(names: list[str]) -> dict[str, dict[str, Any]]:
     return styles
 
 
+def _own_styles(names: list[str]) -> dict[str, dict[str, Any]]:
+    colours = ["black", *[colour for name, colour in _COLOURS.items() if name != "riemae"]]
+    # Settings of a solver that reach the same accuracy lie on each other: markers are hollow.
+    return {
+        name: {"color": colour, "marker": "o", "markerfacecolor": "none", "linewidth": 1.2}
+        for name, colour in zip(names, colours, strict=False)
+    }
+
+
 def _draw(results: dict[str, Any], path: Path) -> None:
     import matplotlib as mpl
 
@@ -283,14 +329,18 @@ def _draw(results: dict[str, Any], path: Path) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     races = [task for task in results["tasks"] if not task["ours"]]
-    columns = min(3, len(races))
-    rows = -(-len(races) // columns)
+    drawn = races + [task for task in _drawn(results) if task["ours"]]
+    if not drawn:
+        return
+    columns = min(3, len(drawn))
+    rows = -(-len(drawn) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(4.2 * columns, 3.6 * rows + 0.9), squeeze=False
+        rows, columns, figsize=(max(4.2 * columns, 8.4), 3.6 * rows + 0.9), squeeze=False
     )
     panels = axes.flatten()
-    styles = _styles(list(contenders(races[0])))
-    for axis, task in zip(panels, races, strict=False):
+    everybody = list(dict.fromkeys(name for task in races for name in contenders(task)))
+    for axis, task in zip(panels, drawn, strict=False):
+        styles = _own_styles(list(contenders(task))) if task["ours"] else _styles(everybody)
         for name, found in contenders(task).items():
             measured = [
                 (median(row["seconds"]), max(row["error"][1], 1e-12))
@@ -316,12 +366,16 @@ def _draw(results: dict[str, Any], path: Path) -> None:
         axis.grid(alpha=0.25)
         axis.set_xlabel("wall time (s)")
         axis.set_ylabel("relative error of the length,\n95 % of the pairs below")
-    for axis in panels[len(races) :]:
+        if task["ours"]:
+            axis.legend(fontsize=7)
+    free = panels[len(drawn) :]
+    for axis in free:
         axis.axis("off")
-    handles, labels = panels[0].get_legend_handles_labels()
-    free = panels[len(races) :]
-    if len(free):
-        free[0].legend(handles, labels, loc="center", fontsize=9, frameon=False)
+    # The first panel is one of all packages, unless riemae was measured alone.
+    handles, labels = panels[0].get_legend_handles_labels() if races else ([], [])
+    if len(free) or not races:
+        if races:
+            free[0].legend(handles, labels, loc="center", fontsize=9, frameon=False)
         figure.tight_layout()
     else:
         figure.tight_layout(rect=(0, 0.16, 1, 1))
@@ -332,4 +386,4 @@ def _draw(results: dict[str, Any], path: Path) -> None:
 
 if __name__ == "__main__":
     source = Path(sys.argv[1])
-    write(json.loads(source.read_text()), source.parent)
+    write(json.loads(source.read_text()), source.parent, source.stem)

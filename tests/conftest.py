@@ -18,6 +18,15 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    """Say at once that the device cannot be used, and not once for every test."""
+    name = config.getoption("--device")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as reason:
+        raise pytest.UsageError(f"--device={name}: torch cannot use it ({reason})") from reason
+
+
 def pytest_collection_modifyitems(config, items):
     named = any("::" in argument for argument in config.args)  # whoever names a test gets it
     elsewhere = config.getoption("--device") != "cpu"
@@ -29,11 +38,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def device(request) -> torch.device:
     """Where tests/device computes; with its number, as tensors that are there have it."""
-    name = request.config.getoption("--device")
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as reason:
-        raise pytest.UsageError(f"--device={name}: torch cannot use it ({reason})") from reason
+    return torch.zeros(1, device=request.config.getoption("--device")).device
 
 
 @pytest.fixture

@@ -21,9 +21,18 @@ if not (ROOT / "benchmarks").is_dir():
     pytest.skip("a checkout is needed: the wheel holds no benchmarks", allow_module_level=True)
 sys.path.append(str(ROOT))  # benchmarks are a folder of the checkout, not a part of the package
 
-from benchmarks import device, error_bars, error_cases, missing, report, training  # noqa: E402
+from benchmarks import (  # noqa: E402
+    batches,
+    device,
+    error_bars,
+    error_cases,
+    missing,
+    problems,
+    report,
+    training,
+)
 from benchmarks.contenders import CONTENDERS, OURS, Worker  # noqa: E402
-from benchmarks.geodesics import Row, _entry, _put, tasks  # noqa: E402
+from benchmarks.geodesics import _LATE, Race, Row, Task, _entry, _put, entrants, tasks  # noqa: E402
 from benchmarks.growth import surface  # noqa: E402
 from benchmarks.measure import by_collocation, exponent, fastest, lengths, quantiles  # noqa: E402
 from benchmarks.peers import mlp  # noqa: E402
@@ -169,6 +178,16 @@ class TestReport:
         assert report.ratios(plain, 1e-3) == ("chord energy, Adam", 4.0)
         assert report.ratios(plain, 1e-3, report._PLAIN) == ("b", 8.0)
 
+    def test_solvers_of_ours_have_a_table_and_a_panel(self, tmp_path):
+        own = self.task(self.row("riemae", 0.5, 1e-4), self.row("riemae, Newton", 2.0, 1e-6))
+        own |= {"ours": True, "task": "digits, 1,000 pairs"}
+        own["rows"][1]["decodings"] = 321.0
+        text = "\n".join(report._reach({"tasks": [self.task(*own["rows"][:1]), own]}))
+        assert "| riemae, Newton | 2 s (3 sweeps, 321 decodings per pair) |" in text
+        assert text.count("| riemae | ") == 4
+        report._draw({"tasks": [own]}, tmp_path / "own.png")
+        assert (tmp_path / "own.png").stat().st_size > 10_000
+
     def test_losses_are_written_down_as_they_are(self):
         task = self.task(self.row("riemae", 3.0, 1e-4), self.row("a", 1.5, 1e-4))
         assert report.ratios(task, 1e-3) == ("a", 0.5)
@@ -226,7 +245,7 @@ class TestContenders:
         assert [(e["task"], e["x"]) for e in entries] == [("a", 3), ("b", 2), ("c", 4)]
 
     def test_one_32_and_1000_pairs_are_measured(self):
-        found = [(t.problem.m, t.pairs, t.alone) for t in tasks(quick=False)]
+        found = [(t.problem.m, t.pairs, t.alone) for t in tasks("full")]
         assert {
             (8, 32, False),
             (32, 32, False),
@@ -234,6 +253,44 @@ class TestContenders:
             (32, 1000, False),
             (8, 4, True),
         } <= set(found)
+
+    def test_a_short_run_has_every_contender_and_our_solvers_in_many_dimensions(self):
+        chosen = {str(task): entrants(task, "short") for task in tasks("short")}
+        for task in ("digits-8, 32 pairs", "digits-8, one pair"):
+            assert [c.name for c, _ in chosen[task]] == [c.name for c in CONTENDERS]
+            assert {s["rtol"] for s in chosen[task][0][1]} == {1e-2, 1e-3, 1e-4, 1e-5}
+        for task in ("digits-32, 32 pairs", "convolutions, 8 pairs", "digits-8, 1,000 pairs"):
+            names = [c.name for c, _ in chosen[task]]
+            assert names[0] == "riemae"
+            assert len(set(names)) == len(names) > 3
+
+    def test_contenders_that_take_mlps_alone_are_spared_images(self):
+        images = Task(problems.PROBLEMS["convolutions"], 8)
+        names = {c.name for c, _ in entrants(images, "full")}
+        assert "riemae" in names
+        assert "chord energy, L-BFGS" in names
+        assert not any(name.startswith(("finslerax", "geomstats")) for name in names)
+
+    def test_no_call_begins_after_the_end_of_a_run(self, problem):
+        race = Race(problem, 1, 60.0, rounds=1, few=1, deadline=0.0)
+        task = Task(dataclasses.replace(problems.PROBLEMS["digits-8"], m=2), 3, ours=True)
+        try:
+            found = race.run(task, [(OURS, [{"rtol": 1e-2}])])
+        finally:
+            race.close()
+        assert [row["failure"] for row in found["rows"]] == [_LATE]
+
+    def test_a_solver_can_be_named_and_decodings_are_counted(self, problem, tmp_path):
+        worker = Worker("ours", problem, 1)
+        try:
+            counts = [
+                worker.solve((0, 3), False, {"rtol": 1e-3, **named}, tmp_path / "out.npz", 120)
+                for named in ({}, {"solver": "NewtonCG", "options": {"max_segments": 16}})
+            ]
+        finally:
+            worker.stop()
+        assert all(answer["decodings"] >= 17 for answer in counts)
+        assert counts[0]["decodings"] != counts[1]["decodings"]
 
     def test_process_answers_and_its_curves_join_the_points(self, problem, tmp_path):
         worker = Worker("ours", problem, 1)
@@ -269,6 +326,56 @@ class TestContenders:
 
 def test_network_has_smooth_layers_between_linear_ones():
     assert [type(layer).__name__ for layer in network((2, 3, 4))] == ["Linear", "SiLU", "Linear"]
+
+
+class TestConvolutions:
+    """The decoder of images is the same for its training and for those who race on it."""
+
+    SMALL = dataclasses.replace(
+        problems.PROBLEMS["convolutions"], name="small", m=3, width=8, epochs=0
+    )
+
+    def test_decoder_of_the_file_is_the_one_that_was_trained(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(problems, "FOLDER", tmp_path)
+        file = np.load(problems.prepare(self.SMALL))
+        weights = [(file[f"w{i}"], file[f"b{i}"]) for i in range(4)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            decoder, _ = problems._convolutional(self.SMALL)
+        z = torch.from_numpy(file["z0"][:5])
+        read = mlp.decoder(weights, torch.get_num_threads())
+        torch.testing.assert_close(read(z), decoder.double()(z))
+        assert read(z).shape == (5, 32 * 32)
+
+
+class TestBatches:
+    """Pairs per second: what fits into the time, the table, and the picture."""
+
+    @pytest.fixture
+    def small(self, problem, monkeypatch):
+        manifold = Manifold(mlp.decoder(layers(), torch.get_num_threads()))
+        file = np.load(problem)
+        ends = [torch.from_numpy(file[name]) for name in ("z0", "z1")]
+        monkeypatch.setattr(batches, "problem", lambda name, quick: (manifold, *ends))
+        monkeypatch.setattr(batches, "_BATCHES", (16,))
+
+    def test_what_does_not_fit_is_left_out_and_said(self, small, tmp_path):
+        first, second, third = batches.measured("digits-8", True, until=0.0)
+        assert [row["start"] for row in (first, second)] == ["line", "result"]
+        assert third == {"task": "digits-8", "pairs": 2, "left_out": True}
+        text = batches.written([first, second, third], {"digits-8": "today"})
+        assert "Left out, because the time would not have sufficed: 2 pairs of digits-8." in text
+        assert "| digits-8 | line | 1 | " in text
+        batches.draw([first, second, third], tmp_path / "batches.png")
+        assert (tmp_path / "batches.png").stat().st_size > 10_000
+
+    def test_limits_are_those_of_the_decodings(self, small):
+        for row in batches.measured("digits-8", True, until=math.inf):
+            sweep = 17 * 3  # of two latent dimensions
+            assert row["sweeps"] == pytest.approx(row["decodings"] / sweep)
+            assert row["limit"] * row["sweeps"] == pytest.approx(row["sweep_limit"])
+            assert row["value_limit"] == pytest.approx(3 * row["sweep_limit"])
+            assert row["error"] < 1e-3
 
 
 class TestTraining:

@@ -2,7 +2,10 @@
 
 import json
 import platform
+import types
 
+import conftest
+import pytest
 import torch
 
 import riemae
@@ -46,3 +49,9 @@ def test_names_what_is_missing(monkeypatch):
     assert found.extras == {"plain": ("absent-package",), "wide": ("absent-package",)}
     assert "missing absent-package" in str(found)
     assert "not installed" in str(found)
+
+
+def test_a_device_that_cannot_be_used_ends_the_run_at_once():
+    config = types.SimpleNamespace(getoption={"--device": "cuda:99"}.get)
+    with pytest.raises(pytest.UsageError, match="--device=cuda:99: torch cannot use it"):
+        conftest.pytest_configure(config)

@@ -14,16 +14,27 @@ from benchmarks.peers.worker import Layers
 
 
 def decoder(layers: Layers, threads: int) -> nn.Sequential:
-    """The network in float64, frozen; sets the number of threads."""
+    """The network in float64, frozen; sets the number of threads.
+
+    Weights with four axes are those of transposed convolutions, which double the sides of an image
+    that begins with 4 × 4 pixels. The output is flat.
+    """
     torch.set_num_threads(threads)
     modules: list[nn.Module] = []
     for weight, bias in layers:
-        linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
+        layer: nn.Linear | nn.ConvTranspose2d
+        if weight.ndim == 4:
+            layer = nn.ConvTranspose2d(*weight.shape[:2], 4, 2, 1, dtype=torch.float64)
+            if isinstance(modules[-2], nn.Linear):
+                modules.append(nn.Unflatten(1, (len(weight), 4, 4)))
+        else:
+            layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
         with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(weight))
-            linear.bias.copy_(torch.from_numpy(bias))
-        modules += [linear, nn.SiLU()]
-    return nn.Sequential(*modules[:-1]).requires_grad_(False).eval()
+            layer.weight.copy_(torch.from_numpy(weight))
+            layer.bias.copy_(torch.from_numpy(bias))
+        modules += [layer, nn.SiLU()]
+    last = [nn.Flatten()] if layers[-1][0].ndim == 4 else []
+    return nn.Sequential(*modules[:-1], *last).requires_grad_(False).eval()
 
 
 def formula(layers: Layers) -> Callable[[Tensor], Tensor]:

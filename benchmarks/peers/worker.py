@@ -32,12 +32,15 @@ class Answer(NamedTuple):
         points: Points at which the contender evaluates the decoder in one pass over all its curves.
         reported: The lengths ``(p,)`` that the contender reports itself, or None.
         missed: Number of pairs that the contender reports as not solved.
+        decodings: Per pair, where they are counted. A derivative in one direction and a reverse
+            pass are one each.
     """
 
     nodes: np.ndarray
     points: int
     reported: np.ndarray | None = None
     missed: int | None = None
+    decodings: float | None = None
 
 
 # Solves for end points (p, m), which is timed. The function that it returns gives the answer, which
@@ -96,10 +99,12 @@ def _solve(solver: Solver, request: dict[str, Any]) -> dict[str, Any]:
     if len(own) == len(found):
         arrays["reported"] = np.concatenate(own)
     np.savez(request["out"], **arrays)
+    counted = [answer.decodings for answer in found if answer.decodings is not None]
     missed = [answer.missed for answer in found if answer.missed is not None]
     return {
         "seconds": float(np.median(seconds)),
         "cpu": float(np.median(busy)),
         "points": int(np.median([answer.points for answer in found])),
         "missed": sum(missed) if missed else None,
+        "decodings": float(np.mean(counted)) if counted else None,
     }

@@ -166,6 +166,17 @@ class _Watcher(_Mode):
 class _Double(_Mode):
     """Every operation gets float64 in place of other floating-point numbers, and makes float64."""
 
+    def __enter__(self) -> Any:
+        # Recurrent layers compare the dtypes of input and weights before they compute, except under
+        # autocast, whose conversions are operations like others and so end in float64.
+        self._autocast = torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
+        self._autocast.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *reason: Any) -> None:
+        super().__exit__(*reason)
+        self._autocast.__exit__(*reason)
+
     def __torch_dispatch__(
         self,
         func: Any,

@@ -228,6 +228,40 @@ def test_a_function_in_float64_is_that_of_a_float64_copy():
         torch.testing.assert_close(found, twin(z.double()), rtol=1e-13, atol=1e-14)
 
 
+class Sequence(nn.Module):
+    """A recurrent decoder of seven steps, in both directions."""
+
+    def __init__(self, kind, seed):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.cells = kind(5, 12, num_layers=2, batch_first=True, bidirectional=True)
+            self.first = nn.Linear(3, 5)
+            self.last = nn.Linear(24, 4)
+            self.steps = nn.Parameter(torch.randn(7, 5))
+
+    def forward(self, z):
+        return self.last(self.cells(self.first(z)[:, None] + self.steps)[0])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("dtype", HALF)
+def test_recurrent_layers_have_a_copy_in_float64(kind, dtype):
+    # They compare the dtypes of input and weights themselves.
+    half = Sequence(kind, 0).to(dtype).eval().requires_grad_(False)
+    z = draw(5, 3)
+    found = in_double(lambda z: half(z.to(dtype)))(z.double())
+    torch.testing.assert_close(found, copy.deepcopy(half).double()(z.double()), rtol=0, atol=1e-15)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_recurrent_rounding_that_changes_with_the_batch_is_no_coupling():
+    # Of these seeds, the rounding of 6 is alike at points nearby.
+    for seed in (0, 6):
+        M = Manifold(Sequence(nn.LSTM, seed).bfloat16().eval())
+        assert M.jacobian(draw(3, 3)).isfinite().all()
+
+
 def test_the_arithmetic_inside_is_measured():
     z = draw(4, 2)
     assert roundoff(network(), z) == 0

@@ -225,6 +225,22 @@ class TestTransport:
             solvers.transport(steep, line, torch.tensor([0.3, 1.0]).double(), rtol=1e-12)
 
 
+def test_smooth_pieces_of_a_curve_are_looked_at_eight_times():
+    rows = 0
+
+    def counted(z):
+        nonlocal rows
+        rows += len(z) if len(z) > 1 else 0  # a row alone is a comparison
+        return polar(z)
+
+    M, v = Manifold(counted), draw(3, 2, seed=1)
+    curve = Curve.line(draw(3, 2), draw(3, 2, seed=2)).resample(16)
+    M.transport(curve, v)  # looks at the decoder
+    rows = 0
+    M.transport(curve, v)
+    assert rows == 3 * 16 * 8
+
+
 def test_scipy_agrees_on_transport():
     # v̇ᵏ = −Γᵏ_ij żⁱ vʲ on the half plane along a straight line, by DOP853 with the textbook
     # symbols.
