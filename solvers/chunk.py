@@ -284,7 +284,16 @@ class _Chunk:
         statuses = verdict(level, claims.worst, self.rtol)
         doubted = in_doubt(self.evidence, level, claims, statuses, self.rtol).nonzero()[0]
         if len(doubted) and offers(self.solver, Foresighted) and not spent(self.space):
-            ahead = foreseen(self.space, self.solver, level, doubted, self.at_once)
+            ahead = foreseen(
+                space=self.space,
+                solver=self.solver,
+                state=self.state,
+                level=level,
+                claims=claims,
+                rows=doubted,
+                rtol=self.rtol,
+                at_once=self.at_once,
+            )
             claims = claims.raised(doubted, ahead)
             statuses = verdict(level, claims.worst, self.rtol)
         if spent(self.space):
