@@ -195,7 +195,9 @@ def on_host(x: Tensor) -> np.ndarray:
     """A tensor as an array, not to be written to."""
     if x.requires_grad:
         x = x.detach()
-    return x.cpu().numpy()
+    if not x.is_cpu:
+        x = x.cpu()
+    return x.numpy()
 
 
 def read(*tensors: Tensor) -> tuple[np.ndarray, ...]:

@@ -190,14 +190,14 @@ class PathMetric(Composition):
         self.bind(nodes[:, 0])
         if self.embedding is None:
             return None
-        m = nodes.shape[-1]
-        one = self.select(slice(1)).batch_invariant
-        features = one.value(nodes[:1, 0]).shape[-1]
-        if features < m:
-            return None
-        curves = self._curves_at_once(nodes, 1 + m)
-        parts = [part._projected(x) for part, x in self.parts(nodes, curves)]
-        return torch.cat(parts)
+        curves = self._curves_at_once(nodes, 1 + nodes.shape[-1])
+        found = []
+        for part, x in self.parts(nodes, curves):
+            projected = part._projected(x)
+            if projected is None:
+                return None
+            found.append(projected)
+        return torch.cat(found)
 
     def ambient_distance(
         self, z0: Tensor, z1: Tensor
@@ -240,9 +240,11 @@ class PathMetric(Composition):
         images = self.batch_invariant.value(nodes.flatten(0, 1))
         return images.unflatten(0, nodes.shape[:2])
 
-    def _projected(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n + 1, m)
-        """The least-squares solution ``ż`` of ``Jż = ẋ`` at every node."""
+    def _projected(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
+        """The least-squares solution ``ż`` of ``Jż = ẋ`` at every node, or None: see above."""
         flat_x, flat_j = self.batch_invariant.value_and_jacobian(nodes.flatten(0, 1))
+        if flat_x.shape[-1] < nodes.shape[-1]:
+            return None
         x = flat_x.unflatten(0, nodes.shape[:2])
         j = flat_j.unflatten(0, nodes.shape[:2])
         padded = image_velocity(aligned(x, -3))  # as in `residual`
@@ -309,11 +311,9 @@ class PathMetric(Composition):
         told = []
 
         def padded(x: Tensor) -> Tensor:
-            out = torch.zeros_like(x)
             covectors, more = force(x[: p * count].view(p, count, -1))
             told.append(more)
-            out[: p * count] = covectors.flatten(0, 1)
-            return out
+            return F.pad(covectors.flatten(0, 1), (0, 0, 0, len(x) - p * count))
 
         _, lowered = self.batch_invariant.slope(points.flatten(0, 1), padded)
         return lowered.view(points.shape), told[0]

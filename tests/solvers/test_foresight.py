@@ -135,7 +135,9 @@ def test_a_look_with_the_old_matrix_changes_no_answer(monkeypatch):
     found = [M.geodesic(z0, z1, rtol=r, n_starts=1, throw=False) for r in (1e-2, 1e-3, 1e-4)]
     assert any(looks)
     # As if no level had left a matrix.
-    monkeypatch.setattr("riemae.solvers.foresight.refined", lambda solver, _, z, __: solver.begin(z))
+    monkeypatch.setattr(
+        "riemae.solvers.foresight.refined", lambda solver, _, z, __: solver.begin(z)
+    )
     for one in found:
         other = M.geodesic(z0, z1, rtol=one.rtol, n_starts=1, throw=False)
         assert bool((one.status == other.status).all())
