@@ -88,7 +88,7 @@ class HasUnrolls(Protocol):
         ...
 
 
-class Foresighted(Protocol):
+class Foresighted(Solver, Protocol):
     """A solver that can say what a level would bring before it is taken."""
 
     def foreseen(self, space: Space, state: Any) -> Tensor:  # of p curves -> (p,)
