@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from riemae.solvers.state import at_hand
+
 # What may be kept for one batch of pairs, in bytes.
 _MOST_BYTES = 2**26
 
@@ -25,13 +27,14 @@ class Ends:
         self._images = images
 
     @classmethod
-    def can_be_kept(cls, points: Tensor, images: Tensor) -> bool:
-        """Whether looking them up is cheap, and keeping them too.
+    def can_be_kept(cls, images: Tensor) -> bool:
+        """Whether they are not too many."""
+        return images.numel() * images.element_size() <= _MOST_BYTES
 
-        Elsewhere than on a processor the host would wait for the points at every look.
-        """
-        plain = type(points) is Tensor and points.is_cpu
-        return plain and images.numel() * images.element_size() <= _MOST_BYTES
+    @classmethod
+    def can_be_told(cls, points: Tensor) -> bool:
+        """Whether looking pairs up is cheap: a device would be waited for at every look."""
+        return type(points) is Tensor and at_hand(points)
 
     def images(self, points: Tensor) -> Tensor | None:  # (q, 2, m) -> (q, 2, D)
         """Those of some pairs; None where one of them is not known."""

@@ -60,14 +60,14 @@ class PathMetric(Composition):
         Itself where there are no features, and where keeping them would be dear. What it returns is
         for one call: it does not see that the decoder changes.
         """
-        if self.condition is not None or not len(z0):
+        if self.condition is not None or not len(z0) or not Ends.can_be_told(z0):
             return self
         self.bind(z0)
         if self.embedding is None:
             return self
         points = torch.stack([z0, z1], 1)
         images = self._images(points)
-        if not Ends.can_be_kept(points, images):
+        if not Ends.can_be_kept(images):
             return self
         twin: Self = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
