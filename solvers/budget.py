@@ -212,6 +212,10 @@ class Metered:
         self._charge(2 * _points(nodes))
         return hooks.energy_and_gradient(self.space, nodes)
 
+    def between(self, z0: Tensor, z1: Tensor) -> Metered:
+        """As the space's, charged to the same budget; what it keeps is paid for at each use."""
+        return Metered(hooks.between(self.space, z0, z1), self.budget, self.strict)
+
     def products(self, nodes: Tensor) -> Products:
         """As the space's: a forward and a reverse pass, and as much for every product."""
         price = 2 * _points(nodes)

@@ -30,6 +30,7 @@ from riemae.numerics.offers import offers
 from riemae.solvers.budget import Exhausted, spent, strict
 from riemae.solvers.curve import Curve
 from riemae.solvers.foresight import foreseen, in_doubt
+from riemae.solvers.hooks import between
 from riemae.solvers.measure import Evidence, Measure
 from riemae.solvers.near import keep_near
 from riemae.solvers.outcome import started
@@ -111,6 +112,8 @@ class _Chunk:
     """Pairs that are solved together; arrays ``(p,)`` for all of them, ``(q,)`` for those in LEVEL.
 
     Attributes:
+        given: The space.
+        space: The same, which may know these pairs' ends.
         outcome: What is known of all pairs.
         bound: ``(p,)``, lower bounds of the lengths; None where the space knows none.
         least: ``(p,)``, the same on the host, NaN where unknown.
@@ -133,12 +136,13 @@ class _Chunk:
         at_once: Callable[[Tensor], int],
         verify: bool,
     ) -> None:
-        self.space = space
+        self.given = space
         self.solver = solver
         self.rtol = rtol
         self.at_once = at_once
         self.z0 = start.nodes[:, 0]
         self.z1 = start.nodes[:, -1]
+        self.space = space = between(space, self.z0, self.z1)
         p = len(self.z0)
         if p:
             self.bound = space.ambient_distance(self.z0, self.z1)
@@ -292,7 +296,16 @@ class _Chunk:
         statuses = verdict(level, claims.worst, self.rtol)
         doubted = in_doubt(self.evidence, level, claims, statuses, self.rtol).nonzero()[0]
         if len(doubted) and offers(self.solver, Foresighted) and not spent(self.space):
-            ahead = foreseen(self.space, self.solver, level, doubted, self.at_once)
+            ahead = foreseen(
+                space=self.space,
+                solver=self.solver,
+                state=self.state,
+                level=level,
+                claims=claims,
+                rows=doubted,
+                rtol=self.rtol,
+                at_once=self.at_once,
+            )
             claims = claims.raised(doubted, ahead)
             statuses = verdict(level, claims.worst, self.rtol)
         if spent(self.space):
@@ -383,7 +396,7 @@ class _Chunk:
         out = self.outcome
         # A curve that ran away has no length to speak of.
         out.length[(out.status > 0) & (out.length < (1 - _RUNAWAY) * self.least)] = np.nan
-        return out.result(self.space, self.z0, self.solver.segments, self.bound, self.rtol)
+        return out.result(self.given, self.z0, self.solver.segments, self.bound, self.rtol)
 
 
 def solve_level(

@@ -9,6 +9,8 @@ hook                     what it gives                                without it
 =======================  ===========================================  ==============================
 ``energy_and_gradient``  the discrete energy and its gradient, by a   reverse mode through
                          faster way than the chords                   ``squared_chords``
+``between``              the same space, which may keep what it        the space itself
+                         knows of these end points
 ``products``             the energy's Hessian as products with        ``squared_chords`` are
                          vectors, for the matrix-free solver          differentiated twice
 ``embedded``             images of points in a Euclidean space where  lengths come from ``norm``
@@ -76,6 +78,14 @@ class HasEnergyAndGradient(Protocol):
         self, nodes: Tensor
     ) -> tuple[Tensor, Tensor]:  # (p, n + 1, m) -> (p,), (p, n - 1, m)
         """The discrete energy and its gradient in the interior nodes."""
+        ...
+
+
+class HasBetween(Protocol):
+    """A space that may keep what it knows of the ends of curves, which do not move."""
+
+    def between(self, z0: Tensor, z1: Tensor) -> Space:  # (p, m), (p, m)
+        """The same space, for one batch of curves between these points and no longer."""
         ...
 
 
@@ -206,6 +216,13 @@ def energy_and_gradient(
     if offers(space, HasEnergyAndGradient):
         return space.energy_and_gradient(nodes)
     return differentiated(space.squared_chords, nodes)
+
+
+def between(space: Space, z0: Tensor, z1: Tensor) -> Space:  # (p, m), (p, m)
+    """The space for curves between these points; by default itself."""
+    if offers(space, HasBetween):
+        return space.between(z0, z1)
+    return space
 
 
 def products(space: Space, nodes: Tensor) -> Products:  # (p, n + 1, m)

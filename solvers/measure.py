@@ -203,12 +203,11 @@ def _statistics(speed: Tensor, weights: Tensor) -> tuple[Tensor, ...]:  # (p, q)
 
 def _summary(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, 4 n + 3)
     """Speeds, the root energy of the nodes, the length of the polygon through all points, sizes."""
-    chords = x.diff(dim=1)
+    chords = x[:, 1:] - x[:, :-1]
     speed = speeds_of_chords(chords)
-    inscribed = torch.linalg.vector_norm(chords, dim=-1).sum(-1)
-    root, _, size = _of_nodes(nodes_of_samples(x)).unbind(1)
-    numbers = torch.stack([root, inscribed, size], 1)
-    return torch.cat([speed, numbers], 1)
+    inscribed = torch.linalg.vector_norm(chords, dim=-1).sum(-1, keepdim=True)
+    numbers = _of_nodes(nodes_of_samples(x))
+    return torch.cat([speed, numbers[:, :1], inscribed, numbers[:, 2:]], 1)
 
 
 def _of_nodes(x: Tensor) -> Tensor:  # (p, n + 1, D) -> (p, 3)

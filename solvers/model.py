@@ -70,7 +70,9 @@ class Look:
         if len(rows):
             (blocks,) = curves_at(rows, expansion.gauss_newton.diagonal)
             asked.append(_rank_deficient(blocks))
-        total, promised, energy, noise, definite, *seen = read(revealing(*expansion.parts), *asked)
+        # NaN and infinity in a part of the Hessian show in the sum of its parts.
+        whole = revealing(expansion.energy, g, full.diagonal, full.upper)
+        total, promised, energy, noise, definite, *seen = read(whole, *asked)
         singular = np.zeros_like(unseen)
         if len(rows):
             (singular[rows],) = seen

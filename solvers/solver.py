@@ -88,11 +88,11 @@ class HasUnrolls(Protocol):
         ...
 
 
-class Foresighted(Protocol):
+class Foresighted(Solver, Protocol):
     """A solver that can say what a level would bring before it is taken."""
 
-    def foreseen(self, space: Space, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p,)
-        """The relative length that a step from these nodes promises; NaN where unknown."""
+    def foreseen(self, space: Space, state: Any) -> Tensor:  # of p curves -> (p,)
+        """The relative length that a step from this state promises; NaN where unknown."""
         ...
 
 

@@ -149,8 +149,7 @@ def _quadrature_weights(n: int, points: int) -> np.ndarray:  # -> (n points,)
 
 def sampled_points(curve: Curve) -> Tensor:  # -> (*b, s n + 1, m)
     """Points at the Gauss-Lobatto times of every segment."""
-    times, _ = _lobatto()
-    return subdivided(curve, times[:-1], 0)
+    return subdivided(curve, _lobatto_times()[:-1], 0)
 
 
 def nodes_of_samples(x: Tensor) -> Tensor:  # (p, s n + 1, D) -> (p, n + 1, D)
@@ -166,14 +165,11 @@ def speeds_of_chords(chords: Tensor) -> Tensor:  # (p, s n, D) -> (p, n q)
     """
     by_segment = chords.unflatten(1, (-1, _SAMPLES - 1))
     first, *others = by_segment.unbind(2)
-    velocities = chords.new_empty(_SAMPLED_POINTS, *first.shape)
-    _, matrix = _lobatto()
-    for velocity, row in zip(velocities, matrix, strict=True):
-        # One kernel after the other, not a matrix product: every curve must have the same bits as
-        # alone.
-        torch.mul(first, row[0], out=velocity)
-        for chord, weight in zip(others, row[1:], strict=True):
-            velocity.add_(chord, alpha=weight)
+    # One chord after the other, not a matrix product: every curve must have the same bits as alone.
+    weight, *weights = constant(_velocity_weights, (), chords).unbind()
+    velocities = weight * first
+    for chord, weight in zip(others, weights, strict=True):
+        velocities.addcmul_(chord, weight)
     segments = first.shape[1]
     squares = velocities.square().sum(-1)
     sizes = squares.sqrt()
@@ -181,12 +177,8 @@ def speeds_of_chords(chords: Tensor) -> Tensor:  # (p, s n, D) -> (p, n q)
     return segments * along
 
 
-@lru_cache(maxsize=1)
-def _lobatto() -> tuple[tuple[float, ...], list[list[float]]]:
-    """Gauss-Lobatto times in [0, 1], and a matrix.
-
-    It maps the chords between them to velocities at Gauss points.
-    """
+def _velocity_weights() -> np.ndarray:  # -> (chords, points, 1, 1, 1)
+    """From the chords between Gauss-Lobatto times to velocities at Gauss points."""
     t, _ = lobatto(_SAMPLES)
     knots, _ = _gauss_legendre(_SAMPLED_POINTS)
     at = (knots + 1) / 2
@@ -195,6 +187,12 @@ def _lobatto() -> tuple[tuple[float, ...], list[list[float]]]:
     velocities = powers * slopes  # of t, t², …, whose chords are next
     monomials = t[:, None] ** powers
     chords = np.diff(monomials, axis=0)
-    transposed = np.linalg.solve(chords.T, velocities.T)
-    times = tuple(t.tolist())
-    return times, transposed.T.tolist()
+    matrix = np.linalg.solve(chords.T, velocities.T)
+    return matrix[:, :, None, None, None]
+
+
+@lru_cache(maxsize=1)
+def _lobatto_times() -> tuple[float, ...]:
+    """Gauss-Lobatto times in [0, 1]."""
+    t, _ = lobatto(_SAMPLES)
+    return tuple(t.tolist())

@@ -191,11 +191,18 @@ def hand_on(state: Any, steps: np.ndarray) -> None:
         state.steps = placed(steps, state.nodes)
 
 
+def at_hand(x: Tensor) -> bool:
+    """Whether the host reads a tensor's numbers without waiting for a device."""
+    return x.device.type in _ON_HOST
+
+
 def on_host(x: Tensor) -> np.ndarray:
     """A tensor as an array, not to be written to."""
     if x.requires_grad:
         x = x.detach()
-    return x.cpu().numpy()
+    if not x.is_cpu:
+        x = x.cpu()
+    return x.numpy()
 
 
 def read(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -204,7 +211,7 @@ def read(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     Elsewhere than on a CPU the host waits for a number until the device has done all that was
     asked for: they come in one transfer, as bytes, and so with the same bits.
     """
-    if tensors[0].device.type in _ON_HOST:
+    if at_hand(tensors[0]):
         return tuple(map(on_host, tensors))
     raw = [_bytes(x) for x in tensors]
     ends = np.cumsum([len(x) for x in raw])

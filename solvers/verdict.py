@@ -99,7 +99,7 @@ class Claims:
         return replace(self, error=error, worst=worst)
 
 
-def _allowed(length: np.ndarray, rtol: float) -> np.ndarray:
+def allowed(length: np.ndarray, rtol: float) -> np.ndarray:
     """The largest error that is at most ``rtol`` of the distance.
 
     The distance is the length less its error.
@@ -111,7 +111,7 @@ def verdict(level: Level, worst: np.ndarray, rtol: float) -> np.ndarray:
     """The statuses of pairs after a level; RUNNING where a finer one is needed."""
     met = level.status == Status.CONVERGED
     solved = met | (level.status == Status.PRECISION)
-    accurate = worst <= _allowed(level.length, rtol)  # False while the error is NaN
+    accurate = worst <= allowed(level.length, rtol)  # False while the error is NaN
     at_floor = worst <= 2 * level.measure.grain
 
     unmet = int(Status.RESOLUTION) if level.last else RUNNING
@@ -126,7 +126,7 @@ def verdict(level: Level, worst: np.ndarray, rtol: float) -> np.ndarray:
 def reported_error(claims: Claims, level: Level, statuses: np.ndarray, rtol: float) -> np.ndarray:
     """The errors that go with these statuses: never NaN where a lower bound is known."""
     met = statuses == Status.CONVERGED
-    within = np.minimum(claims.error, _allowed(level.length, rtol))
+    within = np.minimum(claims.error, allowed(level.length, rtol))
     larger = np.fmax(claims.error, claims.worst)
     error = np.where(met, within, larger)
     known = np.maximum(claims.beyond, level.measure.grain)

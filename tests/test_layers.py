@@ -84,7 +84,7 @@ LAYERS = {
     """,
     "geometry": """
         geometry geometry.arrays geometry.bending geometry.checks geometry.composition
-        geometry.conditioned geometry.decoder geometry.distortion geometry.envelope
+        geometry.conditioned geometry.decoder geometry.distortion geometry.ends geometry.envelope
         geometry.explanation geometry.extrinsic geometry.factors geometry.failures geometry.frames
         geometry.coordinates geometry.given
         geometry.integration geometry.intrinsic geometry.latent geometry.measured geometry.memory

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import repeat
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from riemae.ambient import FeatureMetric
 from riemae.differential.modes import PORTABLE
 from riemae.geometry.composition import Composition
+from riemae.geometry.ends import Ends
 from riemae.geometry.variation import laid_out, positive_part, remaining_part
 from riemae.numerics.batch_invariance import aligned
 from riemae.numerics.deferral import left_to_the_caller
@@ -38,12 +40,40 @@ from riemae.solvers.hooks import Force
 from riemae.solvers.linear import BlockTridiagonal
 from riemae.solvers.products import Products, from_graph, pulled
 
+Self = TypeVar("Self", bound="PathMetric")
+
 # A pass without tangents holds what the widest layer gets and what it gives.
 _VALUES = 2
 
 
 class PathMetric(Composition):
-    """What a pull-back metric says of discrete curves, given by their nodes ``(p, n + 1, m)``."""
+    """What a pull-back metric says of discrete curves, given by their nodes ``(p, n + 1, m)``.
+
+    Attributes:
+        ends: Images of the ends of curves, after :meth:`between`; else None.
+    """
+
+    ends: Ends | None = None
+
+    def between(self: Self, z0: Tensor, z1: Tensor) -> Self:  # (p, m), (p, m)
+        """The same for curves between these points, whose images are kept.
+
+        Itself where there are no features, and where keeping them would be dear. What it returns is
+        for one call: it does not see that the decoder changes.
+        """
+        if self.condition is not None or not len(z0) or not Ends.can_be_told(z0):
+            return self
+        self.bind(z0)
+        if self.embedding is None:
+            return self
+        points = torch.stack([z0, z1], 1)
+        images = self._images(points)
+        if not Ends.can_be_kept(images):
+            return self
+        twin: Self = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.ends = Ends(points, images)
+        return twin
 
     def squared_chords(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n)
         """Squared lengths of the segments of discrete curves."""
@@ -195,14 +225,14 @@ class PathMetric(Composition):
         self.bind(nodes[:, 0])
         if self.embedding is None:
             return None
-        m = nodes.shape[-1]
-        one = self.select(slice(1)).batch_invariant
-        features = one.value(nodes[:1, 0]).shape[-1]
-        if features < m:
-            return None
-        curves = self._curves_at_once(nodes, 1 + m)
-        parts = [part._projected(x) for part, x in self.parts(nodes, curves)]
-        return torch.cat(parts)
+        curves = self._curves_at_once(nodes, 1 + nodes.shape[-1])
+        found = []
+        for part, x in self.parts(nodes, curves):
+            projected = part._projected(x)
+            if projected is None:
+                return None
+            found.append(projected)
+        return torch.cat(found)
 
     def ambient_distance(
         self, z0: Tensor, z1: Tensor
@@ -217,9 +247,7 @@ class PathMetric(Composition):
         self.bind(first)
         euclidean = type(self.ambient).distance is FeatureMetric.distance
         if self.embedding is not None and euclidean:
-            ends = torch.stack([first, last], 1).flatten(0, 1)
-            images = self.batch_invariant.value(ends)
-            start, stop = images.unflatten(0, (-1, 2)).unbind(1)
+            start, stop = self._images_of_ends(torch.stack([first, last], 1)).unbind(1)
             chord = stop - start
             return chord.norm(dim=-1).view(batch)
         start = self.shaped(self.immersion.value(first))
@@ -245,9 +273,15 @@ class PathMetric(Composition):
         images = self.batch_invariant.value(nodes.flatten(0, 1))
         return images.unflatten(0, nodes.shape[:2])
 
-    def _projected(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n + 1, m)
-        """The least-squares solution ``ż`` of ``Jż = ẋ`` at every node."""
+    def _images_of_ends(self, points: Tensor) -> Tensor:  # (p, 2, m) -> (p, 2, D)
+        known = None if self.ends is None else self.ends.images(points)
+        return self._images(points) if known is None else known
+
+    def _projected(self, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, n + 1, m)
+        """The least-squares solution ``ż`` of ``Jż = ẋ`` at every node, or None: see above."""
         flat_x, flat_j = self.batch_invariant.value_and_jacobian(nodes.flatten(0, 1))
+        if flat_x.shape[-1] < nodes.shape[-1]:
+            return None
         x = flat_x.unflatten(0, nodes.shape[:2])
         j = flat_j.unflatten(0, nodes.shape[:2])
         padded = image_velocity(aligned(x, -3))  # as in `residual`
@@ -293,17 +327,20 @@ class PathMetric(Composition):
         if self.embedding is None:
             return differentiated(self.squared_chords, nodes)
         _, count, m = nodes.shape
+        ends = None if self.ends is None else self.ends.images(nodes[:, :: count - 1])
 
         def force(x: Tensor) -> tuple[Tensor, Tensor]:
             step = x[:, 1:] - x[:, :-1]
             return F.pad(chord_force(step), (0, 0, 1, 1)), step
 
-        along, step = self._pulled(nodes, force)
+        if ends is None:
+            along, step = self._pulled(nodes, force)
+            along = along[:, 1:-1]
+        else:
+            along, step = self._pulled(nodes[:, 1:-1], force, ends)
         squares = aligned(step, -1, m).square()
         chords = squares.sum(-1)
-        energy = discrete_energy(chords)
-        interior = along[:, 1:-1]
-        return energy, 2 * (count - 1) * interior
+        return discrete_energy(chords), 2 * (count - 1) * along
 
     def _pulled(
         self, points: Tensor, force: Force, ends: Tensor | None = None
@@ -316,16 +353,14 @@ class PathMetric(Composition):
         told = []
 
         def padded(x: Tensor) -> Tensor:
-            out = torch.zeros_like(x)
             own = x[: p * count].view(p, count, -1)
             if ends is None:
                 covectors, more = force(own)
             else:
-                covectors, more = force(torch.cat([ends[:, :1], own, ends[:, 1:]], 1))
+                covectors, more = force(_joined(ends, own))
                 covectors = covectors[:, 1:-1]
             told.append(more)
-            out[: p * count] = covectors.flatten(0, 1)
-            return out
+            return F.pad(covectors.flatten(0, 1), (0, 0, 0, len(x) - p * count))
 
         _, lowered = self.batch_invariant.slope(points.flatten(0, 1), padded)
         return lowered.view(points.shape), told[0]
@@ -333,14 +368,11 @@ class PathMetric(Composition):
     def _expand_features(self, nodes: Tensor, second_order: bool) -> Expansion:
         p, count, m = nodes.shape
         # The end points do not move: their values are needed, their derivatives are not.
-        ends = self._images(nodes[:, :: count - 1])
-        first = ends[:, :1]
-        last = ends[:, 1:]
+        ends = self._images_of_ends(nodes[:, :: count - 1])
         interior = nodes[:, 1:-1].flatten(0, 1)
 
         def joined(x: Tensor) -> Tensor:
-            between = x.view(p, count - 2, -1)
-            return torch.cat([first, between, last], 1)
+            return _joined(ends, x.view(p, count - 2, -1))
 
         def force(x: Tensor) -> Tensor:
             steps = joined(x).diff(dim=1)
@@ -436,6 +468,11 @@ class PathMetric(Composition):
 
         slope = grad(energy)(x)
         return slope[:, 1:-1]
+
+
+def _joined(ends: Tensor, interior: Tensor) -> Tensor:  # (p, 2, D), (p, n - 1, D) -> (p, n + 1, D)
+    """Images of all nodes."""
+    return torch.cat([ends[:, :1], interior, ends[:, 1:]], 1)
 
 
 def _least_squares(j: Tensor, x: Tensor) -> Tensor:  # (*b, D, m), (*b, D) -> (*b, m)

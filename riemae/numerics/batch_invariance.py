@@ -11,6 +11,7 @@ beyond 4 may still differ in the last bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -69,8 +70,7 @@ def aligned(x: Tensor, axis: int, size: int = 1) -> Tensor:
 
     With ``size`` numbers per entry of this axis, a multiple of 16 of them.
     """
-    length = x.shape[axis]
-    spare = next(extra for extra in range(_ROWS) if (length + extra) * size % _ROWS == 0)
+    spare = -x.shape[axis] % (_ROWS // math.gcd(_ROWS, size))
     if not spare:
         return x
     later_axes = (0, 0) * (-axis - 1)

@@ -14,8 +14,10 @@ def offers(thing: Any, protocol: type[P]) -> TypeGuard[P]:
     ``isinstance`` gives the same answer fifty times slower: it collects the members anew at every
     call, and hot loops ask.
     """
-    members = _members(cast(Any, protocol))
-    return all(getattr(thing, name, None) is not None for name in members)
+    for name in _members(cast(Any, protocol)):
+        if getattr(thing, name, None) is None:
+            return False
+    return True
 
 
 def lacking(thing: Any, protocol: type[P]) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from riemae.numerics.checks import expect_choice, expect_range
 from riemae.solvers.curve import Curve
+from riemae.solvers.methods.newton_expansion import expand
 from riemae.solvers.methods.newton_sweep import Sweep
 from riemae.solvers.model import decrement_of
 from riemae.solvers.solver import Attempt, check_settings
@@ -106,21 +107,21 @@ class Newton:
         """A state about new curves."""
         return PathState.start(nodes)
 
-    def foreseen(self, space: Space, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p,)
-        """The relative length that Newton's first step from these nodes promises, beyond rounding.
+    def foreseen(self, space: Space, state: PathState) -> Tensor:  # of p curves -> (p,)
+        """The relative length that Newton's first step from this state promises, beyond rounding.
 
         The step of Gauss and Newton where the Hessian is not positive definite; NaN where the
         metric is singular.
         """
-        expansion = space.expand(nodes, self.second_order)
+        carried = state.book["known"] & ~state.book["stale"]
+        expansion = expand(space, state, carried, ~carried & self.second_order)
         gradient = expansion.gradient
-        rough = expansion.gauss_newton.cholesky()
-        promised = decrement_of(gradient, rough.solve(-gradient))
-        promised = torch.where(rough.ok, promised, torch.nan)
-        if expansion.hessian is not None:
-            factor = expansion.hessian.cholesky()
-            full = decrement_of(gradient, factor.solve(-gradient))
-            promised = torch.where(factor.ok, full, promised)
+        factor = (expansion.hessian or expansion.gauss_newton).cholesky()
+        promised = decrement_of(gradient, factor.solve(-gradient))
+        if not bool(factor.ok.all()):
+            rough = expansion.gauss_newton.cholesky()
+            less = decrement_of(gradient, rough.solve(-gradient))
+            promised = torch.where(factor.ok, promised, torch.where(rough.ok, less, torch.nan))
         beyond = (promised - 2 * expansion.noise).clamp(min=0)
         return relative_length(beyond, expansion.energy)
 

@@ -8,6 +8,7 @@ import torch
 
 from riemae import Manifold
 from riemae.solvers import Newton, Status
+from riemae.solvers.foresight import _OLDER
 from riemae.solvers.measure import Evidence
 from riemae.solvers.verdict import Claims, Level, reported_error, verdict
 
@@ -46,6 +47,10 @@ def test_claims_are_raised_to_what_is_foreseen_but_not_above_the_bound():
     np.testing.assert_array_equal(claims.error, low)
 
 
+def looked(solver, space, nodes):
+    return solver.foreseen(space, solver.begin(nodes))
+
+
 @pytest.mark.parametrize("second_order", [True, False])
 @pytest.mark.parametrize("size", [1e-3, 0.1])
 def test_what_is_foreseen_in_a_flat_space_is_all_there_is(size, second_order):
@@ -61,7 +66,7 @@ def test_what_is_foreseen_in_a_flat_space_is_all_there_is(size, second_order):
     nodes = line + bump
     energy = 16 * nodes.diff(dim=1).square().sum((1, 2))
     distance = line[-1].square().sum()
-    found = Newton(second_order=second_order).foreseen(space, nodes)
+    found = looked(Newton(second_order=second_order), space, nodes)
     torch.testing.assert_close(found, (energy - distance) / (2 * energy), rtol=1e-9, atol=1e-13)
 
 
@@ -85,3 +90,56 @@ def test_rtol_is_a_share_of_the_distance_not_of_the_length():
     claims = Claims(error=worst + 0.01, worst=worst, beyond=zero + np.inf)
     error = reported_error(claims, level, statuses, 0.1)
     np.testing.assert_allclose(error, [0.105, 0.1 / 1.1], rtol=1e-12)
+
+
+def rough_pairs(seed):
+    generator = torch.Generator().manual_seed(seed)
+    first = 0.5 * torch.randn(4, 40, generator=generator, dtype=torch.float64)
+    second = torch.randn(40, 12, generator=generator, dtype=torch.float64) / 6
+    z0, z1 = torch.randn(2, 16, 4, generator=generator, dtype=torch.float64)
+    return Manifold(lambda z: (z @ first).tanh() @ second), z0, z1
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_matrix_of_the_level_promises_no_less_than_a_new_one(seed, monkeypatch):
+    M, z0, z1 = rough_pairs(seed)
+    seen = []
+
+    def watched(self, space, state):
+        found = foreseen(self, space, state)
+        if state.book["known"].all():
+            anew = foreseen(self, space, self.begin(state.nodes))
+            seen.append(torch.stack([found, anew]))
+        return found
+
+    foreseen = Newton.foreseen
+    monkeypatch.setattr(Newton, "foreseen", watched)
+    for rtol in (1e-2, 1e-3, 1e-4):
+        M.geodesic(z0, z1, rtol=rtol, n_starts=1, throw=False)
+    carried, anew = torch.cat(seen, 1)
+    known = anew > 1e-9
+    assert bool((carried[known] != anew[known]).any())
+    assert bool((_OLDER * carried[known] > anew[known]).all())
+
+
+def test_a_look_with_the_old_matrix_changes_no_answer(monkeypatch):
+    M, z0, z1 = rough_pairs(0)
+    looks = []
+
+    def counted(self, space, state):
+        looks.append(bool(state.book["known"].all()))
+        return foreseen(self, space, state)
+
+    foreseen = Newton.foreseen
+    monkeypatch.setattr(Newton, "foreseen", counted)
+    found = [M.geodesic(z0, z1, rtol=r, n_starts=1, throw=False) for r in (1e-2, 1e-3, 1e-4)]
+    assert any(looks)
+    # As if no level had left a matrix.
+    monkeypatch.setattr(
+        "riemae.solvers.foresight.refined", lambda solver, _, z, __: solver.begin(z)
+    )
+    for one in found:
+        other = M.geodesic(z0, z1, rtol=one.rtol, n_starts=1, throw=False)
+        assert bool((one.status == other.status).all())
+        assert bool((one.length == other.length).all())
+        assert bool((one.error == other.error).all())

@@ -13,6 +13,7 @@ PLANE = solvers.MetricSpace(lambda z: torch.eye(2).to(z).expand(len(z), 2, 2))
 NODES = torch.tensor([[[0.0, 0.0], [0.4, 0.7], [1.0, 1.0]]], dtype=F64)
 PROTOCOLS = {
     "energy_and_gradient": hooks.HasEnergyAndGradient,
+    "between": hooks.HasBetween,
     "products": hooks.HasProducts,
     "embedded": hooks.HasEmbedded,
     "velocities": hooks.HasVelocities,
@@ -31,6 +32,9 @@ class Everything:
 
     def energy_and_gradient(self, nodes):
         return "energy", nodes
+
+    def between(self, z0, z1):
+        return "between", z0, z1
 
     def products(self, nodes):
         return "products", nodes
@@ -70,6 +74,7 @@ def test_every_hook_is_in_the_table_and_recognised(name):
 def test_hooks_are_used():
     space = Everything()
     assert hooks.energy_and_gradient(space, NODES)[0] == "energy"
+    assert hooks.between(space, 1, 2) == ("between", 1, 2)
     assert hooks.products(space, NODES)[0] == "products"
     assert torch.equal(hooks.embedding_of(space)(NODES, lambda x: x + 1), NODES + 1)
     assert torch.equal(hooks.velocities_of(space, NODES), 2 * NODES)
@@ -89,6 +94,7 @@ def test_defaults():
     first, second = NODES[0].diff(dim=0)
     assert torch.allclose(energy, 2 * (first.square().sum() + second.square().sum()))
     assert torch.allclose(gradient[0, 0], 4 * (first - second))
+    assert hooks.between(PLANE, NODES[:, 0], NODES[:, -1]) is PLANE
     local = hooks.products(PLANE, NODES)
     assert torch.allclose(local.energy, energy)
     assert torch.allclose(local.hessian(gradient), 8 * gradient)
