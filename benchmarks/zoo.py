@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.growth import memory, reset_peak
-from benchmarks.zoo_decoders import LATENT, ZOO, built
+from benchmarks.zoo_decoders import HARD, LATENT, ZOO, built
 from riemae import Manifold, solvers
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,7 +39,6 @@ POINTS = 17  # of a curve in one decoding
 RTOL = 1e-3
 PAIRS = (1, 4, 8, 64)
 REFERENCE_PAIRS = 8
-HARD = "random SIREN"
 
 
 def pairs(count: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:  # (p, m) twice
@@ -237,8 +236,8 @@ def in_its_own_process(name: str, arguments: argparse.Namespace) -> dict[str, An
 def main() -> None:
     """Measure, print, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=[*ZOO, HARD], default=list(ZOO))
-    parser.add_argument("--one", choices=[*ZOO, HARD], help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="*", choices=[*ZOO, *HARD], default=list(ZOO))
+    parser.add_argument("--one", choices=[*ZOO, *HARD], help=argparse.SUPPRESS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float64", choices=("float32", "float64"))
     parser.add_argument("--threads", type=int, default=1)

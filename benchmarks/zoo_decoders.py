@@ -2,7 +2,7 @@
 
 Sizes are small enough for two CPU cores. Weights are torch's own initialisation, with normalising
 statistics and latent gains drawn so that codes of variance 1 matter: geodesics bend, but do not
-fold at every turn. ``random SIREN`` is not among the twelve: it is the named hard case.
+fold at every turn. Those of :data:`HARD` are not among the twelve: they do fold.
 """
 
 from __future__ import annotations
@@ -201,14 +201,31 @@ class CoordinateNetwork(nn.Module):
 
 
 class HyperNetwork(nn.Module):
-    """The code gives the weights of a small network, which is evaluated at 16 × 16 places."""
+    """The code gives the weights of a small network, which is evaluated at 16 × 16 places.
 
-    def __init__(self) -> None:
+    Weights have the variance that layers of their width need (Chang, Flokas, Lipson, Principled
+    weight initialization for hypernetworks, ICLR 2020), and it is in the last layer's bias: codes
+    vary weights about those of one network, as in the hyper-networks of Sitzmann et al., Implicit
+    neural representations with periodic activation functions, NeurIPS 2020.
+
+    Args:
+        based: False leaves the bias at torch's initialisation, so that weights vary about 0. Hidden
+            units are then nearly linear, and images of the eight dimensions of codes lie within a
+            percent of nine dimensions, where they fold: a hard case.
+    """
+
+    def __init__(self, based: bool = True) -> None:
         super().__init__()
         self.register_buffer("inputs", torch.randn(256, 2))
         self.weights = nn.Sequential(
             nn.Linear(LATENT, 128), nn.SiLU(), nn.Linear(128, 2 * 32 + 32 + 32 * 3)
         )
+        if based:
+            last = self.weights[2]
+            first, bias, second = last.bias.detach().split([64, 32, 96])
+            nn.init.normal_(first, std=1 / math.sqrt(2))
+            nn.init.uniform_(bias, -1 / math.sqrt(2), 1 / math.sqrt(2))
+            nn.init.normal_(second, std=1 / math.sqrt(32))
 
     def forward(self, z: Tensor) -> Tensor:
         """``(b, 8) -> (b, 256, 3)``."""
@@ -338,16 +355,22 @@ class RandomSIREN(nn.Module):
         return self.out(z)
 
 
+HARD: dict[str, Callable[..., nn.Module]] = {
+    "random SIREN": RandomSIREN,
+    "hyper-network about 0": lambda: HyperNetwork(based=False),
+}
+
+
 def built(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **sizes: int) -> nn.Module:
     """A decoder of the zoo, in evaluation mode, without gradients of its parameters.
 
     Args:
-        name: A key of :data:`ZOO`, or "random SIREN".
+        name: A key of :data:`ZOO` or :data:`HARD`.
         dtype: Of its parameters.
         seed: Of its weights; the caller's random state stays as it is.
         **sizes: Where the class has some.
     """
-    make = RandomSIREN if name == "random SIREN" else ZOO[name]
+    make = {**ZOO, **HARD}[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make(**sizes).to(dtype).requires_grad_(False).eval()

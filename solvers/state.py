@@ -36,6 +36,8 @@ ENTRY = np.dtype(
         ("separate", bool),  # and second derivatives do not couple neighbouring nodes
         ("first", bool),  # this is the curve's first level, which a second always follows
         ("near", bool),  # without second derivatives it would have ended
+        ("rough", bool),  # second derivatives have not served: there are none until it is near
+        ("sure", bool),  # the Hessian of a coarser level, or one nearby, was positive definite
         ("seen", np.float64),  # the energy when headway was last looked at, NaN before
         ("then", np.int64),  # and the steps taken until then
     ],
@@ -128,6 +130,8 @@ class PathState:
         new["scalable"] = old["scalable"]
         new["separate"] = old["separate"]
         new["first"] = False
+        new["rough"] = old["rough"]
+        new["sure"] = old["index"] == 0
         usable = old["scalable"] & ~old["stale"] & ~old["kept"]
         new["known"] = old["known"] & usable & ~moved
         return fine

@@ -42,13 +42,15 @@ class Newton:
 
     The block-tridiagonal Hessian of the discrete energy is factorised. Where it is positive
     definite the step is Newton's. Where it is not, its eigenvalues are made positive, so that the
-    step descends. Derivatives cost most, so they are computed only a few times per curve, on its
-    first level. The steps that follow take the gradient alone, by one reverse pass, and keep the
-    matrix, corrected for what the gradients show (BFGS), as long as they converge fast. Finer
-    levels begin with that matrix, interpolated. A curve whose step does not lower its energy is
-    damped (Levenberg-Marquardt in the metric, so the chart does not matter) without a new expansion
-    and without touching the other curves. Where the tolerance is sharp, a curve that has converged
-    gets one more step on the residual of a sixth-order discretisation.
+    step descends, and the curve goes on with Gauss-Newton's matrix, which costs less than half and
+    is positive definite everywhere; the Hessian is looked at again near the geodesic, on finer
+    levels for tolerances below 3e-5 alone. Derivatives cost most, so they are computed only a few
+    times per curve, on its first level. The steps that follow take the gradient alone, by one
+    reverse pass, and keep the matrix, corrected for what the gradients show (BFGS), as long as they
+    converge fast. Finer levels begin with that matrix, interpolated. A curve whose step does not
+    lower its energy is damped (Levenberg-Marquardt in the metric, so the chart does not matter)
+    without a new expansion and without touching the other curves. Where the tolerance is sharp, a
+    curve that has converged gets one more step on the residual of a sixth-order discretisation.
 
     Args:
         segments: Segments of the coarsest level.

@@ -32,6 +32,10 @@ class Limits:
         believed: The share of the rounding error within which a decrement from a coarser level's
             matrix is believed without a step.
         rough: Relative decrement at which a curve that converges slowly leaves its first level.
+        close: Relative decrement from which on second derivatives are taken again on a first level
+            where they have not served.
+        loose: Finer levels do without them down to this tolerance: Gauss-Newton's matrix gains a
+            share of what is left per step, the Hessian digits.
         patience: Steps after which a curve's headway is looked at.
         headway: A curve that will not gain this share of what its model promises, in all the steps
             that it has left, is given up.
@@ -57,6 +61,8 @@ class Limits:
     stiff: float = 0.45
     believed: float = 1e-4
     rough: float = 2e-4
+    close: float = 2e-5
+    loose: float = 1e-7
     patience: int = 20
     headway: float = 0.1
     sharp: float = 2e-8

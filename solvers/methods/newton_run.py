@@ -246,13 +246,15 @@ class Run:
         entry["status"] = np.where(curves.informed & arrived, verdict, entry["status"])
         entry["decrement"] = np.where(trial.lower, remaining, entry["decrement"])
         entry["stale"] = slow | ~trial.lower
-        entry["near"] = arrived
+        little = entry["first"] & (trial.relative <= LIMITS.close)
+        entry["near"] = arrived | (entry["rough"] & little)
         entry["steps"] += trial.lower & (taken > 0)
         self.refused[curves.rows] = ~trial.lower & (not taken)
 
     def _going_on(self, curves: _Curves, trial: _Trial, taken: int) -> np.ndarray:
         """Which curves take another step."""
-        allowed = np.where(curves.informed, *self.allowed)
+        free = curves.informed | curves.entry["rough"]
+        allowed = np.where(free, *self.allowed)
         on = trial.outcome == Outcome.ON
         return on & (curves.entry["steps"] < allowed) & (taken + 1 < LIMITS.longest_run)
 

@@ -24,6 +24,10 @@ DESCENT    the matrix is not sound, or damped           the longest damped step 
                                                         energy; STALLED where there is none
 =========  ===========================================  ============================================
 
+*Rough* is a curve that was in DESCENT by the Hessian, or by a matrix from a coarser level. It goes
+on without second derivatives. Where no coarser level has shown that it minimises, the Hessian is
+looked at again once it is *near*: once Gauss-Newton's matrix leaves little to gain.
+
 *Quiet* is a curve whose decrement is within the tolerance or within rounding of 0: it ends in this
 step unless it is LEAVING. On fine levels with a sharp tolerance, a curve that ends is polished: it
 gets one more step, on the residual of a sixth-order discretisation.
@@ -128,6 +132,7 @@ class Sweep:
         self.nodes = state.nodes
         self.book = state.book.copy()
         self.refused = np.zeros(len(self.book), dtype=bool)
+        self.book["rough"] &= self._does_without()
         self._look(state)
         self._promise()
         self._assign()
@@ -147,7 +152,8 @@ class Sweep:
         self.noise = self.look.noise
         book["status"][self.model.singular] = Status.SINGULAR
         book["status"][~finite] = Status.NON_FINITE
-        book["index"] = self.model.index
+        settled = book["rough"] & book["sure"] & ~self.fresh
+        book["index"] = np.where(settled, 0, self.model.index)
         book["noise"] = self.noise
         book["scalable"] = self.expansion.scalable
         book["separate"] = self.expansion.separate
@@ -162,11 +168,18 @@ class Sweep:
         # is must be judged by the full Hessian at once.
         minimising = self.solver.target == "minimum"
         if minimising:
+            # What begins anew after steps elsewhere has jumped.
+            book["rough"] |= book["first"] & (book["steps"] > 0) & np.isnan(book["seen"])
             wait = self.solver.gauss_newton_steps * book["first"]
         else:
             wait = 0
         begins = book["near"] | (book["steps"] >= wait)
+        begins &= ~book["rough"] | (book["near"] & ~book["sure"])
         return np.where(book["known"], book["stale"], begins)
+
+    def _does_without(self) -> np.ndarray:
+        """Where curves may be rough: digits come fastest by second derivatives."""
+        return self.book["first"] | (self.tol >= LIMITS.loose)
 
     def _promise(self) -> None:
         """The step of the model, and the decrement that it promises."""
@@ -188,10 +201,13 @@ class Sweep:
         live = book["status"] == RUNNING
         saddle = live & self._kept()
         rest = live & ~saddle
-        self.informed = (self.model.index >= 0) | (not self.solver.second_order)
+        self.informed = (book["index"] >= 0) | (not self.solver.second_order)
         negligible = self.model.promised <= 2 * self.noise
         small = (self.relative <= self.tol) | negligible
         self.quiet = rest & self.informed & small
+        # Rough curves are looked at again where Gauss-Newton has little left to gain.
+        enough = np.where(book["first"], LIMITS.close, self.tol)
+        book["near"] |= book["rough"] & ~self.informed & (self.relative <= enough)
         trusted = self.informed | ~self.carried
         self.sound = trusted & ~indefinite & undamped
         # What a step leaves is known only once it has been taken: one that promises more than
@@ -293,7 +309,25 @@ class Sweep:
             return
         lowered = self._descended(descent.nonzero()[0])
         self.book["stale"] |= descent
+        self._retreat(descent & lowered)
         self.book["status"][descent & ~lowered] = Status.STALLED
+
+    def _retreat(self, set_back: np.ndarray) -> None:
+        """Go on without second derivatives where they have not served.
+
+        Far from the geodesic the Hessian is as likely to be indefinite after the next step as
+        before it; Gauss-Newton's matrix is always positive definite, and costs half or a third.
+        """
+        if self.solver.target != "minimum":
+            return
+        book = self.book
+        seen = self.fresh | self.carried
+        back = set_back & seen & self._does_without() & (self.relative > LIMITS.close)
+        book["sure"] |= back & self.fresh & book["near"] & (self.model.index == 0)
+        book["rough"] |= back
+        book["near"] &= ~back
+        book["known"] &= ~back
+        book["damping"][back] = 0.0
 
     def _descended(self, rows: np.ndarray) -> np.ndarray:
         """Take damped steps of the curves at ``rows``; which of them have found a lower energy.
