@@ -238,7 +238,7 @@ class PathMetric(Composition):
 
     def _images(self, nodes: Tensor) -> Tensor:  # (p, c, m) -> (p, c, D)
         images = self.batch_invariant.value(nodes.flatten(0, 1))
-        return images.unflatten(0, nodes.shape[:2])
+        return images.view(*nodes.shape[:2], images.shape[-1])
 
     def _projected(self, nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, n + 1, m)
         """The least-squares solution ``ż`` of ``Jż = ẋ`` at every node."""
@@ -309,11 +309,9 @@ class PathMetric(Composition):
         told = []
 
         def padded(x: Tensor) -> Tensor:
-            out = torch.zeros_like(x)
             covectors, more = force(x[: p * count].view(p, count, -1))
             told.append(more)
-            out[: p * count] = covectors.flatten(0, 1)
-            return out
+            return F.pad(covectors.flatten(0, 1), (0, 0, 0, x.shape[0] - p * count))
 
         _, lowered = self.batch_invariant.slope(points.flatten(0, 1), padded)
         return lowered.view(points.shape), told[0]
@@ -331,8 +329,9 @@ class PathMetric(Composition):
             return torch.cat([first, between, last], 1)
 
         def force(x: Tensor) -> Tensor:
-            steps = joined(x).diff(dim=1)
-            return chord_force(steps).flatten(0, 1)
+            path = joined(x)
+            step = path[:, 1:] - path[:, :-1]
+            return chord_force(step).flatten(0, 1)
 
         form = None
         # Where the map has no value, the energy has none either: solvers look at that.
@@ -344,7 +343,7 @@ class PathMetric(Composition):
                 x, j = self.batch_invariant.value_and_jacobian(interior)
         # In one layout for any number of curves, each Jacobian aligned alike: products must have
         # the same bits.
-        along = j.unflatten(0, (p, -1))
+        along = j.view(p, count - 2, *j.shape[1:])
         j = aligned(along, -2, m).contiguous()
         path = aligned(joined(x), -1, m)
         return expand_chord(path, j, form)
