@@ -59,7 +59,7 @@ class Step(ABC):
 
     @abstractmethod
     def pushed(self, x: Tensor, y: Tensor, parts: Parts, pairs: Pairs | None) -> Parts:
-        """``y_i`` and, for ``pairs``, ``y_ij``."""
+        """``y_i`` and, for ``pairs``, ``y_ij``; what is given may be overwritten."""
 
     @abstractmethod
     def pulled(self, x: Tensor, y: Tensor, a: Tensor) -> Tensor:
@@ -138,6 +138,8 @@ class Numberwise(Step):
             if self.rule.known is not None and len(first) == 1:
                 return self.rule.known.tangent(first, x, y), None
             slope, _ = self.derivatives(x, y, 1)
+            if first.shape[1] == x.shape[0]:  # in large batches, new memory takes longer than that
+                return first.mul_(slope), None
             return slope * first, None
         slope, bend = self.derivatives(x, y, 2)
         pushed = None if second is None else slope * second
@@ -174,7 +176,7 @@ class Chain:
     ) -> tuple[Tensor, ...]:  # (b, m), (c, b, m) -> (b, D), (c, b, D)[, (p, b, D)]
         """``f``, ``J u_i``, and for ``pairs`` ``∂²f(u_i, u_j)``."""
         x = z
-        parts: Parts = (_once(directions), None)
+        parts: Parts = (self._own(_once(directions)), None)
         for step in self.steps:
             y = step.value(x)
             parts = step.pushed(x, y, parts, pairs)
@@ -199,7 +201,7 @@ class Chain:
     ) -> tuple[Tensor, Any, Tensor]:  # (b, m) twice -> (b, D), (b, D), (b, m)
         """``f``, ``Jv`` and ``Jᵀ lower(f, Jv)``; without v, no tangents."""
         results = [z]
-        parts: Parts | None = None if v is None else (v[None], None)
+        parts: Parts | None = None if v is None else (self._own(v[None]), None)
         with torch.no_grad():
             for step in self.steps:
                 x = results[-1]
@@ -238,6 +240,10 @@ class Chain:
         first = first.expand(-1, *x.shape)
         rows = covectors(x, first).unbind()
         return x, first, torch.stack([_bending(passed, a, first) for a in rows])
+
+    def _own(self, directions: Tensor) -> Tensor:
+        """Directions that a step may write into; a layer with weights makes others of them."""
+        return directions if isinstance(self.steps[0], Affine) else directions.clone()
 
 
 @dataclass(eq=False)

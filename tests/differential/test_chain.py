@@ -130,6 +130,20 @@ def test_single_precision(z):
     torch.testing.assert_close(found[1], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_nothing_that_was_given_is_overwritten(net, z):
+    u = torch.randn(6, 1, 3, dtype=torch.float64)
+    v = torch.randn_like(z)
+    given = [x.clone() for x in (z, u, v)]
+    map_ = Differential(net)
+    with torch.no_grad():
+        map_.jets(z, u.expand(6, 2, 3).contiguous())
+        map_.jets(z, u)
+        map_.gram_product(z, v)
+        map_.taylor(z, v)
+    for x, before in zip((z, u, v), given, strict=True):
+        assert torch.equal(x, before)
+
+
 # What is no chain.
 
 
