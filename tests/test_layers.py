@@ -29,9 +29,9 @@ LAYERS = {
         storage.claims storage.digests storage.identity storage.kinds storage.lock storage.runs
     """,
     "derivatives": """
-        differential differential.activations differential.chunks differential.comparison
-        differential.compiled differential.conditions differential.derivatives
-        differential.functional differential.jets differential.known
+        differential differential.activations differential.chain differential.chunks
+        differential.comparison differential.compiled differential.conditions
+        differential.derivatives differential.functional differential.jets differential.known
         differential.modes differential.modes.base differential.modes.differences
         differential.modes.nested differential.modes.order differential.modes.plain
         differential.modes.taylor differential.placement differential.primitives

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from riemae import storage
 from riemae.autoencoders.latents import Flat
+from riemae.differential.chain import Scaled, Step, fits, step_of
 from riemae.exceptions import DTypeError, OptionError, ShapeError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -76,6 +77,14 @@ class Colour(nn.Module):
     def forward(self, y: Tensor) -> Tensor:  # (k, D) -> (k, *shape)
         """Data in their own units."""
         return self.center + self.scale * y.reshape(-1, *self.center.shape)
+
+
+@step_of(Colour)
+def _scaled(layer: Any, z: Tensor, width: int) -> Step | None:
+    center = layer.center
+    scale = layer.scale
+    usual = fits(center, z) and fits(scale, z) and center.numel() == width and not scale.ndim
+    return Scaled(center.flatten(), scale) if usual else None
 
 
 @storage.register("riemae.PointCloudEncoder")

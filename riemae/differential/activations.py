@@ -27,7 +27,7 @@ def silu(x: Tensor, order: int) -> Derivatives:
     first = torch.addcmul(s, x, t)
     if order < 2:
         return first, None, None
-    u = 1 - 2 * s
+    u = torch.rsub(s, 1, alpha=2)  # 1 − 2s
     two = x.new_full((), 2.0)
     second = t * torch.addcmul(two, x, u)
     if order < 3:

@@ -65,7 +65,7 @@ class Chunks:
             evaluate: Gets the map under the conditions of some rows, and these rows.
             args: Tensors with one row per point each.
         """
-        if not len(args[0]):
+        if not args[0].shape[0]:
             # Many layers refuse an empty batch: take the shapes from one point at the origin, and
             # keep none of it.
             origin = [x.new_zeros(1, *x.shape[1:]) for x in args]
@@ -80,8 +80,9 @@ class Chunks:
             evaluate = _padded(evaluate, multiple)
             if passes:  # only the last chunk is padded
                 size = multiple * max(1, round(size / multiple))
-        whole = f.spread(len(points))
-        if len(points) <= size:
+        count = points.shape[0]
+        whole = f.spread(count)
+        if count <= size:
             return evaluate(whole, *args)
         parts = []
         for i, chunk in enumerate(zip(*(x.split(size) for x in args), strict=True)):
@@ -127,7 +128,7 @@ def _padded(evaluate: Evaluation, multiple: int) -> Evaluation:
     def padded(f: Rowwise, *chunk: Tensor) -> Any:
         wide = [padded_rows(x, multiple) for x in chunk]
         out = evaluate(f.padded(multiple), *wide)
-        return _first_rows(out, len(chunk[0]))
+        return _first_rows(out, chunk[0].shape[0])
 
     return padded
 

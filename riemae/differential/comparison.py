@@ -153,7 +153,7 @@ class Comparison:
         """``f``, and numbers that the mode reports by the way that this kind takes."""
         graph = self.create_graph
         mode = self.mode
-        g = f.for_mode(mode, graph)
+        g = f.for_mode(mode, graph, z)
         if self.kind == "jacobian":
             u = basis(z) if mode.together else v[None]
             x, first = mode.forward(g, z, u, None, graph)

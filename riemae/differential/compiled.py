@@ -355,7 +355,7 @@ class Compiled:
             given.insert(1, w.requires_grad_(self.graph))
 
         def joint(*rows: Tensor) -> tuple[Tensor, ...]:
-            g = self._under(rows[2:]).for_mode(self.mode, self.graph)
+            g = self._under(rows[2:]).for_mode(self.mode, self.graph, rows[0])
             return whole(g, *rows[:2])
 
         with self._by_itself(), compiling_aloud():

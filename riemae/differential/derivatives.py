@@ -274,7 +274,7 @@ class Differential:
         One forward and one reverse pass; where these do not fit into one chunk, one for the values
         and two for each chunk.
         """
-        k = len(z)
+        k = z.shape[0]
         if k > self._chunks.rows(self._f, z, 2 + 2 * z.shape[-1]):
             own = covector(self.value(z))
             x, j, forms = self.contractions(z, own[:, None], lambda x, j, a: a)
@@ -283,7 +283,7 @@ class Differential:
         def formula(mode: Mode, f: BatchedMap, create_graph: bool, z: Tensor) -> Any:
             def chosen(x: Tensor, j: Tensor) -> Tensor:
                 own = covector(x[:k])
-                return F.pad(own, (0, 0, 0, len(z) - k))[None]
+                return F.pad(own, (0, 0, 0, z.shape[0] - k))[None]
 
             parts = mode.expansion(f, z, chosen, create_graph)
             x, j, forms = points_first(parts)
@@ -361,10 +361,10 @@ class Differential:
                 most = self._chunks.rows(self._f, chunk[0], passes or 2 * chunk[0].shape[-1])
                 roundoff = self._trust.roundoff(self._f, z)
                 compiled = Compiled(compiler, mode, part, most, roundoff, second_order, graph)
-                f = part.for_mode(mode, graph)
+                f = part.for_mode(mode, graph, chunk[0])
                 return formula(compiled, f, graph, *chunk)
             with mode.active(second_order, primitives=False):
-                f = part.for_mode(mode, create_graph)
+                f = part.for_mode(mode, create_graph, chunk[0])
                 out = formula(mode, f, create_graph, *chunk)
             by_graph = isinstance(mode, Nested) and (second_order or mode.announced)
             if torch.is_grad_enabled() or not by_graph:
@@ -419,7 +419,8 @@ class Differential:
 
 
 def _flat_value(f: Rowwise, z: Tensor) -> Tensor:
-    return f.flat(z)
+    chain = f.chain(z)
+    return f.flat(z) if chain is None else chain(z)
 
 
 def everywhere(z: Tensor) -> Tensor:  # (k, m) -> (k, m, m)

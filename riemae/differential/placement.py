@@ -120,6 +120,12 @@ def joined(jets: Sequence[Placed], members: int, y: Tensor, along: int | None) -
     return math.prod(y.shape[:axis]) * shared
 
 
+def order_after(jet: Placed, op: Callable[[Tensor], Tensor]) -> list[int]:
+    """Which axis stands where after an op that only changes the order of the axes."""
+    lengths = range(1, jet.ndim + 1)
+    return [length - 1 for length in op(torch.empty(*lengths)).shape]
+
+
 def permuted(jet: Placed, y: Tensor, op: Callable[[Tensor], Tensor]) -> int | None:
     """``ahead`` after an op that only changes the order of the axes."""
     if jet.tape.batch == 1:
@@ -127,9 +133,7 @@ def permuted(jet: Placed, y: Tensor, op: Callable[[Tensor], Tensor]) -> int | No
     if jet.ahead is None:
         return None
     axis, shared = axis_of(jet.shape, jet.ahead)
-    lengths = [1] * len(jet.shape)
-    lengths[axis] = 2
-    place = op(torch.empty(lengths)).shape.index(2)
+    place = order_after(jet, op).index(axis)
     return math.prod(y.shape[:place]) * shared
 
 

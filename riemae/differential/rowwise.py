@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from riemae.differential.chain import Chain, chain_of
 from riemae.differential.conditions import Condition
 from riemae.differential.modes import BatchedMap, Mode, Taylor
 from riemae.differential.primitives import with_primitives
@@ -107,7 +108,7 @@ class Rowwise:
             ShapeError: When it does not return one row per point.
         """
         x = self.output(z)
-        if not isinstance(x, Tensor) or not x.ndim or len(x) != len(z):
+        if not isinstance(x, Tensor) or not x.ndim or x.shape[0] != z.shape[0]:
             raise ShapeError(
                 "differential",
                 f"a map (k, m) -> (k, *shape) that returns {len(z)} rows for {len(z)} points",
@@ -123,10 +124,18 @@ class Rowwise:
         with with_primitives():
             return self.flat(z)
 
-    def for_mode(self, mode: Mode, create_graph: bool) -> BatchedMap:
-        """The map as a mode differentiates it.
+    def for_mode(self, mode: Mode, create_graph: bool, z: Tensor) -> BatchedMap:
+        """The map as a mode differentiates it at the points ``z``.
+
+        For Taylor mode, a chain of layers where it is one.
 
         Primitives replace functions inside of the map, not in the arithmetic around it. Jets bring
         primitives of their own, and a single reverse pass needs none.
         """
-        return self.flat if isinstance(mode, Taylor) and not create_graph else self.exact
+        if not isinstance(mode, Taylor) or create_graph:
+            return self.exact
+        return self.chain(z) or self.flat
+
+    def chain(self, z: Tensor) -> Chain | None:
+        """The chain of layers that the map is at the points ``z``; None where it is none."""
+        return chain_of(self.function, z) if self.condition is None else None

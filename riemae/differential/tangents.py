@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riemae.differential.tape import Tape
+from riemae.differential.tape import Pairs, Tape
 
 # Tangents (k, *s), and second derivatives (p, *s); None where they vanish or are not carried.
 Parts = tuple[Tensor, Tensor | None]
@@ -94,7 +94,10 @@ class Link:
         with self.tape.tangents():
             pushed = None if second is None else self.slope * second
             if self.bend is not None:
-                pushed = _bent(self.bend * first, first, pushed, self.tape)
+                assert self.tape.pairs is not None
+                pushed = bent(
+                    self.bend * first, first, pushed, self.tape.pairs, self.tape.create_graph
+                )
             return self.slope * first, pushed
 
 
@@ -140,17 +143,21 @@ def plus(a: Any, b: Any) -> Any:
     return a + b
 
 
-def _bent(left: Tensor, first: Tensor, second: Tensor | None, tape: Tape) -> Tensor:
-    """``second + left_i · first_j`` for all pairs, without copies of either."""
-    assert tape.pairs is not None
-    runs = tape.pairs.runs
-    if tape.create_graph:
+def bent(
+    left: Tensor, first: Tensor, second: Tensor | None, pairs: Pairs, create_graph: bool
+) -> Tensor:
+    """``second + left_i · first_j`` for all pairs, without copies of either.
+
+    Written into ``second``, where nothing will be differentiated.
+    """
+    runs = pairs.runs
+    if create_graph:
         parts = [_bent_run(left[i], first[js], second, rows) for i, js, rows in runs]
         return torch.cat(parts)
     if second is not None:
         out = second
     else:
-        out = left.new_empty(len(tape.pairs), *left.shape[1:])
+        out = left.new_empty(len(pairs), *left.shape[1:])
     for i, js, rows in runs:
         if second is None:
             torch.mul(left[i], first[js], out=out[rows])

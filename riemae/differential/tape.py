@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Pairs:
         place[self.i, self.j] = place[self.j, self.i] = torch.arange(len(self))
         return packed[..., place.to(packed.device)]
 
-    @property
+    @cached_property
     def runs(self) -> list[tuple[int, slice, slice]]:
         """``(i, slice of j, slice of pairs)``."""
         out: list[tuple[int, slice, slice]] = []
@@ -153,7 +154,7 @@ def products(
     # point's place in the batch.
     left = aligned(per_point(a, batch, ahead), -1)
     right = aligned(per_point(b, batch, ahead), -1)
-    return left.transpose(0, 1) @ right.permute(1, 2, 0)
+    return torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0))
 
 
 @dataclass

@@ -102,9 +102,10 @@ class Trust:
         """
         key = self.key(kind, f, z)
         trusted = self.known.modes.get(key)
-        if trusted is not None and len(z):
+        count = z.shape[0]
+        if trusted is not None and count:
             trusted.calls += 1
-            unseen = len(z) >= probe.LARGE_BATCH and not trusted.large
+            unseen = count >= probe.LARGE_BATCH and not trusted.large
             if trusted.calls == trusted.due or unseen:
                 with TURN, immediate():
                     self._look_again(key, trusted, f.at(trusted.calls), z)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from riemae.differential.chain import Layered
 from riemae.differential.conditions import Condition
 from riemae.differential.rowwise import unoptimised
 from riemae.distributions.layout import AnyLayout, invalid_rows, read
@@ -41,7 +42,7 @@ from riemae.numerics.random import restored
 from riemae.numerics.values import concrete, own
 
 
-class Decoder:
+class Decoder(Layered):
     """A module or a function ``(k, m) -> (k, *shape)`` that acts on every row by itself.
 
     What cannot be differentiated point by point is refused.
@@ -138,6 +139,17 @@ class Decoder:
         """What makes this decoder again."""
         given = self.function, self.latent_shape, self.output, self.compiling
         return *given, self.converted, self.roundoff
+
+    @property
+    def layers(self) -> tuple[nn.Module, int] | None:
+        """As in :class:`~riemae.differential.chain.Layered`, once a probe has seen an output."""
+        shape = self.output_shape
+        more = self.converted is not None or self.latent_shape is not None
+        if shape is None or self.layout is not None or self.output is not None or more:
+            return None
+        if self.module is None or self._function is not self.module:
+            return None
+        return self.module, shape.numel()
 
     @property
     def lasting(self) -> tuple[nn.Module, str] | None:

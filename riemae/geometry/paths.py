@@ -271,7 +271,7 @@ class PathMetric(Composition):
 
     def _images(self, nodes: Tensor) -> Tensor:  # (p, c, m) -> (p, c, D)
         images = self.batch_invariant.value(nodes.flatten(0, 1))
-        return images.unflatten(0, nodes.shape[:2])
+        return images.view(*nodes.shape[:2], images.shape[-1])
 
     def _images_of_ends(self, points: Tensor) -> Tensor:  # (p, 2, m) -> (p, 2, D)
         known = None if self.ends is None else self.ends.images(points)
@@ -375,8 +375,9 @@ class PathMetric(Composition):
             return _joined(ends, x.view(p, count - 2, -1))
 
         def force(x: Tensor) -> Tensor:
-            steps = joined(x).diff(dim=1)
-            return chord_force(steps).flatten(0, 1)
+            path = joined(x)
+            step = path[:, 1:] - path[:, :-1]
+            return chord_force(step).flatten(0, 1)
 
         form = None
         # Where the map has no value, the energy has none either: solvers look at that.
@@ -388,7 +389,7 @@ class PathMetric(Composition):
                 x, j = self.batch_invariant.value_and_jacobian(interior)
         # In one layout for any number of curves, each Jacobian aligned alike: products must have
         # the same bits.
-        along = j.unflatten(0, (p, -1))
+        along = j.view(p, count - 2, *j.shape[1:])
         j = aligned(along, -2, m).contiguous()
         path = aligned(joined(x), -1, m)
         return expand_chord(path, j, form)

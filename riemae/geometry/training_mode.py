@@ -38,8 +38,19 @@ _RANDOM_NAMES = {
 
 def layers_in_training(module: nn.Module | None) -> int:
     """How many layers are in training mode; 0 for a function."""
-    layers = module.modules() if module is not None else ()
-    return sum(_in_training(layer) for layer in layers)
+    return 0 if module is None else sum(map(_in_training, _layers(module)))
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """A module and all of its parts, each once: for every call, so without their names."""
+    found = {id(module): module}
+    pending = [module]
+    while pending:
+        for part in pending.pop()._modules.values():
+            if part is not None and id(part) not in found:
+                found[id(part)] = part
+                pending.append(part)
+    return list(found.values())
 
 
 def refuse_layers_in_training(where: str, module: nn.Module) -> None:
@@ -48,13 +59,13 @@ def refuse_layers_in_training(where: str, module: nn.Module) -> None:
     Raises:
         DecoderError: With the name of the first one.
     """
+    if not any(map(_is_refused, _layers(module))):
+        return
     for name, layer in module.named_modules():
-        if not _in_training(layer):
+        if not _is_refused(layer):
             continue
         kind = _kind(layer)
         coupled = _is_batch_coupled(layer, kind)
-        if not coupled and not _is_random(layer, kind):
-            continue
         hint = "Call decoder.eval() first."
         if coupled:
             hint = (
@@ -143,6 +154,14 @@ def _kind(layer: nn.Module) -> str:
 def _in_training(layer: nn.Module) -> bool:
     # torch.jit.freeze removes the flag.
     return bool(getattr(layer, "training", False))
+
+
+def _is_refused(layer: nn.Module) -> bool:
+    """Whether a layer is in training mode, and random or coupled across the batch by that."""
+    if not _in_training(layer):
+        return False
+    kind = _kind(layer)
+    return _is_batch_coupled(layer, kind) or _is_random(layer, kind)
 
 
 def _is_random(layer: nn.Module, kind: str) -> bool:

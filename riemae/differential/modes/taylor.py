@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import riemae.differential.rules  # noqa: F401 (registers the rules)
+from riemae.differential.chain import Chain
 from riemae.differential.jets import Jet
 from riemae.differential.modes.base import BatchedMap, Covectors, Mode, basis, leaf, pulled_back
 from riemae.differential.tape import Pairs, Tape, bending
@@ -18,12 +19,14 @@ from riemae.differential.tape import Pairs, Tape, bending
 
 @dataclass(frozen=True)
 class Taylor(Mode):
-    """All derivatives in one pass."""
+    """All derivatives in one pass: by jets, and for a chain of layers by its own formulas."""
 
     def forward(
         self, f: BatchedMap, z: Tensor, directions: Tensor, pairs: Pairs | None, create_graph: bool
     ) -> tuple[Tensor, ...]:
         """As in :class:`~riemae.differential.modes.base.Mode`."""
+        if isinstance(f, Chain):
+            return f.forward(z, directions, pairs)
         with torch.set_grad_enabled(create_graph):
             tape = Tape(create_graph, len(z), pairs)
             out = f(Jet(z, directions, None, tape))
@@ -38,6 +41,8 @@ class Taylor(Mode):
         self, f: BatchedMap, z: Tensor, covector: Callable[[Tensor], Tensor], create_graph: bool
     ) -> tuple[Tensor, Tensor]:
         """As in :class:`~riemae.differential.modes.base.Mode`."""
+        if isinstance(f, Chain):
+            return f.reverse(z, covector)
         start = leaf(z, create_graph)
         x = f(start)
         out = x if create_graph else x.detach()
@@ -56,6 +61,8 @@ class Taylor(Mode):
 
         The reverse pass goes through the values of the forward one.
         """
+        if isinstance(f, Chain):
+            return f.gram(z, v, lower)
         start = leaf(z, create_graph)
         tape = Tape(create_graph, len(z))
         x, tangents, *_ = self._parts(f(Jet(start, v[None], None, tape)), 1)
@@ -73,6 +80,8 @@ class Taylor(Mode):
 
         One forward pass, and one reverse pass per covector.
         """
+        if isinstance(f, Chain):
+            return f.expansion(z, basis(z), covectors)
         m = z.shape[-1]
         start = leaf(z, create_graph)
         tape = Tape(create_graph, len(z), Pairs.all(m), recorded=[])

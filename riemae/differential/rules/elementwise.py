@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -19,8 +20,8 @@ from riemae.differential.tangents import root_of
 from riemae.differential.tape import Tape
 from riemae.numerics.threads import jvp
 
-# (input, output, order) -> ``op′`` and ``op″``, as far as the order asks for them.
-Derivatives = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor | None]]
+# (input, output, order, *constants) -> ``op′`` and ``op″``, as far as the order asks for them.
+Derivatives = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +29,26 @@ class Elementwise:
     """The rule of functions of single numbers, with any constants that they take.
 
     Attributes:
-        derivatives: Their closed form, without constants; None for forward mode.
+        derivatives: Their closed form; None for forward mode.
         bends: Whether the second derivative may differ from 0.
         known: What makes the function one operation that can be differentiated again.
+        takes: From the further arguments of the function to the constants of the closed form; to
+            None for those that it does not cover, which forward mode takes. None for functions
+            without such arguments.
     """
 
     derivatives: Derivatives | None = None
     bends: bool = True
     known: Known | None = None
+    takes: Callable[..., tuple[Any, ...] | None] | None = None
+
+    def constants(self, rest: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        """The constants of the closed form; None where there is none."""
+        if self.derivatives is None:
+            return None
+        if self.takes is not None:
+            return self.takes(*rest, **kwargs)
+        return None if rest or kwargs else ()
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The jet of the result."""
@@ -52,13 +65,15 @@ class Elementwise:
         with tape.tangents():
             x = tape.frozen(jet.value)
             out = tape.frozen(y)
-            if not alone or self.derivatives is None:
+            constants = self.constants(rest, kwargs)
+            if constants is None or self.derivatives is None:
                 op = lambda x: func(x, *rest, **kwargs)  # noqa: E731 (one expression)
                 slope, bend = _by_forward_mode(op, x, tape, self.bends)
             elif self.known is not None and _one_plain_tangent(jet):
                 return Jet(y, self.known.tangent(jet.first, x, out), None, tape, jet.ahead)
             else:
-                slope, bend = self.derivatives(x, out, 1 if tape.pairs is None else 2)
+                order = 1 if tape.pairs is None else 2
+                slope, bend = self.derivatives(x, out, order, *constants)
         return jet.chain(y, slope, bend)
 
 
@@ -218,6 +233,50 @@ def _relu(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, None]:
     return (x > 0).to(x), None
 
 
+def _softplus(
+    x: Tensor, y: Tensor, order: int, beta: float, threshold: float
+) -> tuple[Tensor, Tensor | None]:
+    scaled = beta * x
+    linear = scaled > threshold  # there torch takes x itself
+    s = scaled.sigmoid()
+    slope = s.masked_fill(linear, 1.0)
+    if order < 2:
+        return slope, None
+    return slope, (beta * (s - s * s)).masked_fill(linear, 0.0)
+
+
+def _softplus_takes(beta: float = 1.0, threshold: float = 20.0) -> tuple[float, float]:
+    return beta, threshold
+
+
+def _gelu(x: Tensor, y: Tensor, order: int) -> tuple[Tensor, Tensor | None]:
+    square = x * x
+    density = (-0.5 * square).exp() / math.sqrt(2 * math.pi)
+    slope = 0.5 + 0.5 * (x * math.sqrt(0.5)).erf() + x * density
+    if order < 2:
+        return slope, None
+    return slope, density * (2 - square)
+
+
+def _gelu_takes(approximate: str = "none") -> tuple[()] | None:
+    return () if approximate == "none" else None
+
+
+def _elu(x: Tensor, y: Tensor, order: int, alpha: float) -> tuple[Tensor, Tensor | None]:
+    positive = x > 0
+    falling = alpha * x.clamp(max=0).exp()
+    slope = falling.masked_fill(positive, 1.0)
+    if order < 2:
+        return slope, None
+    return slope, falling.masked_fill(positive, 0.0)
+
+
+def _elu_takes(
+    alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0
+) -> tuple[float] | None:
+    return (alpha,) if scale == 1 and input_scale == 1 else None
+
+
 # The table.
 
 SMOOTH = Elementwise()
@@ -235,11 +294,14 @@ CLOSED = {
     "rsqrt": Elementwise(_rsqrt),
     "log": Elementwise(_log),
     "relu": Elementwise(_relu, bends=False),
+    "softplus": Elementwise(_softplus, takes=_softplus_takes),
+    "gelu": Elementwise(_gelu, takes=_gelu_takes),
+    "elu": Elementwise(_elu, takes=_elu_takes),
 }
 SMOOTH_NAMES = """
     pow __pow__ __rpow__ float_power log2 log10 log1p exp2 expm1 tan
     asin acos atan arcsin arccos arctan sinh cosh asinh acosh atanh arcsinh arccosh arctanh
-    erf erfc erfinv logit lgamma digamma gelu softplus elu selu celu mish log_sigmoid logsigmoid
+    erf erfc erfinv logit lgamma digamma selu celu mish log_sigmoid logsigmoid
     softsign tanhshrink hardswish xlogy sinc i0 deg2rad rad2deg"""
 PIECEWISE_LINEAR_NAMES = """
     relu6 leaky_relu hardtanh threshold abs absolute __abs__ clamp clamp_min clamp_max clip floor

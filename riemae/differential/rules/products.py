@@ -74,12 +74,21 @@ def _product(func: Any, args: Args, kwargs: Options, elementwise: bool) -> Any:
     y = op(jet.value)
     ahead = on_the_right(jet, y)
     link = _link(jet, constant, y)
+    if _broadcasts(func, jet, constant):
+        if jet_first:
+            return jet.stacked(y, lambda x: torch.matmul(x, b), ahead)
+        return jet.stacked(y, lambda x: torch.matmul(a, x), ahead)
     if not elementwise or jet.shape != y.shape:
         return jet.mapped(y, op, ahead)
     if link is None:  # broadcasting takes care of the axis in front
         return jet.stacked(y, op, ahead)
     multiplied = link.mapped(op)
     return Jet.carrying(y, multiplied, jet.tape, jet.ahead)
+
+
+def _broadcasts(func: Any, jet: Jet, other: Any) -> bool:
+    """Whether a product of matrices takes an axis in front of the jet's as one more batch axis."""
+    return func in MATRICES and isinstance(other, Tensor) and jet.ndim >= max(2, other.ndim)
 
 
 def _link(jet: Jet, constant: Any, y: Tensor) -> Link | None:
@@ -126,6 +135,8 @@ def _bilinear(func: Any, a: Jet, b: Jet, elementwise: bool) -> Jet:
         left = func
         right = func
         both = func
+    elif a.ndim == b.ndim and _broadcasts(func, a, b):
+        left = right = both = torch.matmul
     else:
         left = vmap(func, (0, None))
         right = vmap(func, (None, 0))

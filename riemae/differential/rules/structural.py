@@ -12,7 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from riemae.differential.jets import Jet, Rule, has_jets, plain, rule, viewed
-from riemae.differential.placement import from_the_end, on_the_right, permuted, selected
+from riemae.differential.placement import (
+    from_the_end,
+    on_the_right,
+    order_after,
+    permuted,
+    selected,
+)
 from riemae.differential.rules.generic import argument, generic
 from riemae.differential.spellings import spellings
 
@@ -37,7 +43,10 @@ def linear(func: Any, args: Args, kwargs: Options, lift: Lift | None = None) -> 
         same = Jet.carrying(y, jet.tangents, jet.tape, jet.ahead)
         same.pieces = jet.pieces
         return viewed((jet,), same)
-    lifted = None if lift is None else lift(func, jet, y, rest, kwargs)
+    if lift is not None:
+        lifted = lift(func, jet, y, rest, kwargs)
+    else:
+        lifted = _reordered(jet, op) if func in PERMUTING and jet.ndim else None
     ahead = _ahead(func, jet, y, op, lift)
     if lifted is None:
         out = jet.mapped(y, op, ahead)
@@ -81,6 +90,12 @@ def _in_order(
     if y.dtype != jet.value.dtype:
         return None
     return lambda x: x.reshape(len(x), *y.shape)
+
+
+def _reordered(jet: Jet, op: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Functions that change the order of the axes alone."""
+    order = [0, *(axis + 1 for axis in order_after(jet, op))]
+    return lambda x: x.permute(order)
 
 
 def _each_number(
