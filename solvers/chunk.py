@@ -292,6 +292,7 @@ class _Chunk:
             least=self.least[rows],
             last=2 * self.segments > self.solver.max_segments,
         )
+        self.evidence.end(rows, measure.wobble, level.rest)
         claims = Claims.of(self.evidence, level, refinement_ratio(self.solver))
         statuses = verdict(level, claims.worst, self.rtol)
         doubted = in_doubt(self.evidence, level, claims, statuses, self.rtol).nonzero()[0]

@@ -54,6 +54,15 @@ _WIDER = 1.15
 # The same where the differences fell faster than the nodes' h⁴: what is left has often just come
 # down to h⁴, or has not begun to, and falls by 8 to 25 on the next level, whatever it did before.
 _SETTLING = 1.7
+# Two levels cannot show by what the error falls from one to the next. On the first levels of
+# resolved curves it is 11 to 16, less in many dimensions, however even the speed is. There is no
+# such need where the wobble falls by this many times and more: nodes that are right beyond h² leave
+# lengths that are right beyond h⁴.
+_FROM_TWO = 1.3
+_FASTER = 3 * RATIO
+# What a solver says to have left over is often the promise of a step that it has taken since. It is
+# not believed where it is larger than the difference of two levels by more than this factor.
+_PROMISED = 4.0
 # The speed tells how far a curve strays along itself. There it also strays across, in m − 1
 # directions of which each may add half as much to the length, or more where it is soft.
 _ACROSS = 1.5
@@ -228,10 +237,13 @@ class Evidence:
     Attributes:
         lengths: ``(3, p)``, the oldest first; NaN before there is one.
         roots: ``(3, p)``, root energies.
+        wobbles: ``(2, p)``, on the last two levels.
+        left: ``(2, p)``, the length that the solver had left over there, absolute.
     """
 
     def __init__(self, p: int) -> None:
         self.lengths, self.roots = np.full((2, 3, p), np.nan)
+        self.wobbles, self.left = np.full((2, 2, p), np.nan)
 
     def add(self, rows: np.ndarray, length: np.ndarray, root_energy: np.ndarray) -> None:
         """Take in a finer level of the pairs at ``rows``."""
@@ -239,6 +251,12 @@ class Evidence:
             kept[0, rows] = kept[1, rows]
             kept[1, rows] = kept[2, rows]
             kept[2, rows] = new
+
+    def end(self, rows: np.ndarray, wobble: np.ndarray, left: np.ndarray) -> None:
+        """Take in how the solver left the curves that were added last."""
+        for kept, new in ((self.wobbles, wobble), (self.left, left)):
+            kept[0, rows] = kept[1, rows]
+            kept[1, rows] = new
 
     def replace(self, rows: np.ndarray, length: np.ndarray) -> None:
         """A better curve through the same nodes."""
@@ -320,7 +338,47 @@ class Evidence:
         around = np.where(settling, max(1.0, _ACROSS * (dimension - 1)), 1.0)
         strays = np.fmin(around * wobble * now, gap + doubt)
         wide = np.maximum(soft, np.fmin(strays, wider * doubtful))
+        wide = np.fmax(wide, self._from_two(rows, wobble, careful))
         return _MARGIN * np.maximum(reported, wide), worst
+
+    def _from_two(self, rows: np.ndarray, wobble: np.ndarray, divisor: np.ndarray) -> np.ndarray:
+        """The least error of pairs with two levels that fall by h⁴ or so; NaN for others.
+
+        Args:
+            rows: The pairs.
+            wobble: Theirs at the last level.
+            divisor: What the difference of the two lengths is to be divided by.
+        """
+        oldest, previous, now = self.lengths[:, rows]
+        change = np.abs(previous - now)
+        before, after = self.left[:, rows]
+        # Where the solver ended early, that may hide a part of what the nodes leave.
+        hidden = _believed(change, before)
+        shown = change + hidden + _crossed(change, hidden)
+        least = _FROM_TWO * shown / divisor
+        # What is left over itself is added with the claim.
+        least = least + _crossed(least, _believed(least, after))
+        faster = self.wobbles[0, rows] > _FASTER * wobble
+        told = np.isnan(oldest) & ~faster
+        return np.where(told, least, np.nan)
+
+
+def _believed(length: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """What a solver has left over, as far as a length that the nodes leave makes it credible.
+
+    0 where it is unknown.
+    """
+    return np.where(left <= _PROMISED * length, np.minimum(left, length), 0.0)
+
+
+def _crossed(length: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """What two deviations that lengthen a curve by these lengths add together, besides their sum.
+
+    The solver's curve strays from the shortest one through few nodes, as that does from the
+    geodesic. Lengths grow with the square of the whole deviation.
+    """
+    crossed: np.ndarray = 2 * np.sqrt(length * left)
+    return crossed
 
 
 def _divisors(shown: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:

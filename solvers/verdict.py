@@ -35,6 +35,17 @@ class Level:
     least: np.ndarray
     last: bool
 
+    @property
+    def ended(self) -> np.ndarray:
+        """``(q,)`` bool: the solver did what it can at this resolution."""
+        return (self.status == Status.CONVERGED) | (self.status == Status.PRECISION)
+
+    @property
+    def rest(self) -> np.ndarray:
+        """``(q,)``, the length that the solver has left over, absolute; 0 where it is unknown."""
+        known = self.ended & (self.left > 0)
+        return np.where(known, self.left * self.length, 0.0)
+
 
 @dataclass(frozen=True)
 class Claims:
@@ -61,9 +72,7 @@ class Claims:
         """
         length = level.length
         grain = level.measure.grain
-        ended = (level.status == Status.CONVERGED) | (level.status == Status.PRECISION)
-        left_over = level.left * length
-        rest = np.where(ended & (level.left > 0), left_over, 0.0)
+        rest = level.rest
         # A length below the bound has been measured too coarsely, by as much at least.
         short = level.least - length
         excess = np.maximum(level.measure.length - length, grain)
@@ -71,7 +80,7 @@ class Claims:
         above = np.maximum(-short, 0.0)
         beyond = np.where(short > grain, np.inf, above)
         # Where the solver did not finish, only the bound says anything.
-        floor = np.where(ended, floor, np.nan)
+        floor = np.where(level.ended, floor, np.nan)
         flat = beyond <= 4 * grain  # nothing is shorter: no second level is needed to say so
         claims = []
         measure = level.measure

@@ -246,6 +246,35 @@ def _product_points(generator, n):
     )
 
 
+def curved_product(*parts):
+    """Spheres (sign 1) and hyperbolic spaces (sign −1), ``(sign, m, weight)`` each, by their
+    tensors: a sphere's stereographic projection and the Poincaré ball."""
+    sizes = [m for _, m, _ in parts]
+
+    def tensor(z):
+        entries = []
+        for (sign, _, weight), x in zip(parts, z.split(sizes, -1), strict=True):
+            factor = 2 * weight / (1 + sign * x.square().sum(-1, keepdim=True))
+            entries.append(factor.expand_as(x).square())
+        return torch.diag_embed(torch.cat(entries, -1))
+
+    def distance(z0, z1):
+        found = []
+        for (sign, _, weight), x, y in zip(
+            parts, z0.split(sizes, -1), z1.split(sizes, -1), strict=True
+        ):
+            apart = great_circle if sign > 0 else poincare
+            found.append(weight * apart(x, y))
+        return torch.stack(found, -1).norm(dim=-1)
+
+    def points(generator, n):
+        return torch.cat(
+            [(0.9 if sign > 0 else 0.4) * rand(generator, n, m) for sign, m, _ in parts], -1
+        )
+
+    return from_tensor(tensor), points, distance
+
+
 # Symmetric positive definite matrices, by their lower triangle.
 
 
@@ -437,6 +466,14 @@ CLOSED_FORMS = [
         normal_distance,
     ),
     closed("S² x H² x R", None, from_tensor(product_tensor), _product_points, product_distance),
+    *(
+        closed(name, None, *curved_product(*parts))
+        for name, parts in (
+            ("S⁵ by its tensor", ((1, 5, 1.0),)),
+            ("S³ x S²", ((1, 3, 1.0), (1, 2, 0.3))),
+            ("S² x S² x H⁴", ((1, 2, 1.0), (1, 2, 0.5), (-1, 4, 0.2))),
+        )
+    ),
     closed(
         "SPD(2)",
         None,

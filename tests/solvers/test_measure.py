@@ -60,6 +60,44 @@ class TestEvidence:
         assert 8**-4 <= error <= 2 * 8**-4
         assert worst <= error
 
+    def of_two(self, lengths, wobbles=(0.0, 0.0), left=(0.0, 0.0)):
+        """The error that two levels claim, whose root energies say nothing against them."""
+        evidence = Evidence(1)
+        for length, root, *rest in zip(lengths, (1 - 1e-2, 1 - 2e-3), wobbles, left, strict=True):
+            evidence.add(ROWS, np.array([length]), np.array([root]))
+            evidence.end(ROWS, *(np.array([x]) for x in rest))
+        return float(evidence.error(ROWS, np.array(wobbles[1:]), 16.0, 5)[0][0])
+
+    @pytest.mark.parametrize("ratio", [12, 14, 16])
+    def test_two_levels_of_an_even_speed_may_fall_by_less_than_fourth_order(self, ratio):
+        # So they do on the first levels of spheres of many dimensions.
+        e = 1e-6
+        error = self.of_two([1 + ratio * e, 1 + e], wobbles=(1.6e-8, 1e-9))
+        assert e <= error <= 1.5 * e
+
+    def test_two_levels_whose_speed_has_settled_faster_need_no_more(self):
+        # Where even the speed falls by h⁶, lengths do as well.
+        e = 1e-6
+        error = self.of_two([1 + 60 * e, 1 + e], wobbles=(6.4e-8, 1e-9))
+        assert error <= 1.2 * 59 / 15 * e
+
+    @pytest.mark.parametrize("stray", [0.1, 0.25, 0.4])
+    def test_a_solver_that_ends_early_may_hide_what_nodes_leave(self, stray):
+        # Deviations of 1 and −stray from the geodesic make (1 − stray)² of the length, and the
+        # nodes of the next level are right to 1/16.
+        e = 1e-6
+        lengths = [1 + 16 * e * (1 - stray) ** 2, 1 + e]
+        error = self.of_two(lengths, left=(16 * e * stray**2, 0.0))
+        assert e <= error <= 2 * e
+        # The promise of a step that has been taken since is larger than all of the difference.
+        assert self.of_two(lengths, left=(1e-3, 0.0)) == self.of_two(lengths)
+
+    def test_what_a_solver_leaves_at_the_end_adds_to_what_nodes_leave(self):
+        e = 1e-6
+        plain, joined = (self.of_two([1 + 17 * e, 1 + e], left=(0.0, x)) for x in (0.0, 0.1 * e))
+        # The claim adds what is left over itself, (1 + √0.1)² = 1.73.
+        assert plain + 0.63 * e <= joined <= plain + e
+
     def test_three_levels_show_a_second_order_method(self):
         # L(h) = 1 + h² falls by 4 only, which two levels cannot know.
         lengths = [1 + h**2 for h in (1 / 4, 1 / 8, 1 / 16)]
