@@ -76,6 +76,11 @@ def slope_in_modes(along: Tensor, modes: int) -> Tensor:  # (p, q, m) -> (p, k, 
     return apply_matrix(constant(_bends_transposed, (modes, along.shape[1]), along), along)
 
 
+def slope_at_places(along: Tensor, modes: int) -> Tensor:  # (p, s, m) -> (p, k, m)
+    """The gradient in the modes, from that in places evenly spaced inside the curve."""
+    return apply_matrix(constant(_bends_at_places, (modes, along.shape[1]), along), along)
+
+
 def velocities(x: Tensor) -> Tensor:  # (p, q, D) -> (p, q, D)
     """Velocities of the interpolant of images at the Gauss-Lobatto times."""
     return apply_matrix(constant(_derivative, (x.shape[1],), x), x)
@@ -178,6 +183,11 @@ def _bends(modes: int, count: int) -> np.ndarray:
 
 def _bends_transposed(modes: int, count: int) -> np.ndarray:
     return _padded(_integrals(_times(count), modes).T)
+
+
+def _bends_at_places(modes: int, places: int) -> np.ndarray:
+    times = np.linspace(0, 1, places + 2)[1:-1]
+    return _padded(_integrals(times, modes).T)
 
 
 def _slopes(modes: int, count: int) -> np.ndarray:

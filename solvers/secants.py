@@ -100,8 +100,7 @@ class Search(Columns):
         direction = descent(self.gradient, moves, changes, first)
         slope = (self.gradient * direction).sum((1, 2))
         left = remaining(slope, self.gains)
-        boldest = (BOLDEST * 2 * self.energy / left).sqrt().clamp(max=1)
-        stride = torch.where(good, boldest, self.stride)
+        stride = torch.where(good, boldest(self.energy, left), self.stride)
         trial = self.x + stride[:, None, None] * direction
         return replace(self, trial=trial, slope=slope, stride=stride), left
 
@@ -197,6 +196,11 @@ def descent(g: Tensor, moves: Tensor, changes: Tensor, first: Callable[[Tensor],
         beta = rho[:, k] * (changes[:, k] * r).sum((1, 2))
         r = r + (alphas[k] - beta)[:, None, None] * moves[:, k]
     return -r
+
+
+def boldest(energy: Tensor, left: Tensor) -> Tensor:  # (p,), (p,) -> (p,)
+    """The longest stride of a first trial, where so much energy is left to gain."""
+    return (BOLDEST * 2 * energy / left).sqrt().clamp(max=1)
 
 
 def remaining(slope: Tensor, gains: Tensor) -> Tensor:  # (p,), (p, w)
