@@ -17,6 +17,7 @@ from riemae.solvers.polynomials import (
     energy_force,
     fine_share,
     lobatto_weights,
+    mode_energies,
     modes_of,
     points_on,
     slope_in_modes,
@@ -250,8 +251,7 @@ class Level:
 
     def _goal(self, state: ModeState) -> Tensor:  # -> (p,)
         """What may be left to gain on this level, relatively."""
-        k = torch.arange(1, self.degree, device=state.x.device).to(state.x)
-        shares = state.x.square().sum(2) / (2 * k + 1)
+        shares = state.x.square().sum(2) * mode_energies(self.degree - 1, state.x)
         total = (state.z1 - state.z0).square().sum(1) + shares.sum(1)
         unseen = shares[:, -2:].sum(1) / total / 2
         return (_TRUNCATED * unseen).clamp(min=_SHARE * self.rtol)

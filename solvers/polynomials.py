@@ -39,6 +39,11 @@ def lobatto_weights(count: int, like: Tensor) -> Tensor:  # -> (q,)
     return constant(_weights, (count,), like)
 
 
+def mode_energies(modes: int, like: Tensor) -> Tensor:  # -> (k,)
+    """The energy of each mode of size 1 where the metric is the identity. Not to be written to."""
+    return constant(_energies, (modes,), like)
+
+
 def points_on(z0: Tensor, z1: Tensor, modes: Tensor, count: int) -> Tensor:
     """Points ``(p, q, m)`` of curves at the Gauss-Lobatto times.
 
@@ -168,6 +173,10 @@ def _times(count: int) -> np.ndarray:
 
 def _weights(count: int) -> np.ndarray:
     return lobatto(count)[1]
+
+
+def _energies(modes: int) -> np.ndarray:
+    return 1 / (2 * np.arange(1, modes + 1) + 1)
 
 
 def _integrals(t: np.ndarray, modes: int) -> np.ndarray:  # -> (len(t), k)

@@ -3,9 +3,11 @@
 A level is a degree d and a number q of Gauss-Lobatto points. On each, the energy of the images'
 interpolant is minimised over the modes (:mod:`riemae.solvers.polynomials`) by limited-memory BFGS,
 preconditioned by the energy's Hessian in a metric that is known at a few places of the start curve.
-On request that is the Gauss-Newton matrix of tangents at a few places. Where a few steps were not
+On request that is the Gauss-Newton matrix of tangents at a few places (:mod:`mode_hessian
+<riemae.solvers.mode_hessian>`), whose images also tell the first step. Where a few steps were not
 enough, and where curves are much longer than their bound, second derivatives at a few places of the
-present curve then follow, in place of secants.
+present curve then follow, in place of secants. How a level is descended:
+:mod:`riemae.solvers.mode_descent`.
 The next level has more modes and more points, to which the same curve is taken. One gradient there
 says all that is still unknown of it:
 
@@ -13,8 +15,9 @@ says all that is still unknown of it:
 - how far the length was off by quadrature, which is the difference of its values on both levels;
 - whether the highest modes of the images have fallen, without which neither can be trusted.
 
-Curves of which that is not good enough go on, up to the highest degree. Those that do not get there
-in a few steps, and those that show no spectral decay, are left to the solver's segments.
+Curves of which that is not good enough take further steps there, are judged again, and then go on,
+up to the highest degree. Those that do not get there, and those that show no spectral decay, are
+left to the solver's segments: the former from where they are, where that is shorter than the start.
 """
 
 from __future__ import annotations
