@@ -45,6 +45,8 @@ from riemae.solvers.solver import Attempt
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
 
+# Bytes that images of end points may take, and how few curves may share them.
+_BYTES, _FEWEST = 2**28, 16
 _FEW = 15  # dimensions up to which second derivatives may follow
 # Curves after their first step that are not shorter than this share of what tangents say of their
 # start's length: that is measured.
@@ -124,11 +126,30 @@ def attempt(
     Returns:
         Those that are good enough, and start curves for others; None where the space has no images.
     """
-    embedded = embedding_of(space)
-    ends = None if embedded is None else embedded(start.nodes[:, :: start.segments], lambda x: x)
-    if ends is None:
+    one = _images_of_ends(space, start[:1])
+    if one is None:
         return None
-    return _Trial(space, start, ends, least, rtol, settings).run()
+    ended: list[Settled] = []
+    starts: list[tuple[np.ndarray, Curve]] = []
+    # As many at a time as the images of their ends fit into memory.
+    size = max(_FEWEST, _BYTES // (one.numel() * one.element_size()))
+    for begin in range(0, len(least), size):
+        some = slice(begin, begin + size)
+        ends = one if len(least) == 1 else _images_of_ends(space, start[some])
+        assert ends is not None
+        trial = _Trial(space, start[some], ends, least[some], rtol, settings)
+        trial.run()
+        ended += [replace(group, rows=group.rows + begin) for group in trial.ended]
+        starts += [(rows + begin, curves) for rows, curves in trial.starts]
+    return replace(joined(ended, rtol), starts=starts)
+
+
+def _images_of_ends(space: Space, start: Curve) -> Tensor | None:  # (p,) curves -> (p, 2, D)
+    """The images of end points; None where the space has none."""
+    embedded = embedding_of(space)
+    if embedded is None:
+        return None
+    return embedded(start.nodes[:, :: start.segments], lambda x: x)
 
 
 class _Trial:
@@ -174,7 +195,7 @@ class _Trial:
         self.ended: list[Settled] = []
         self.starts: list[tuple[np.ndarray, Curve]] = []
 
-    def run(self) -> Attempt:
+    def run(self) -> None:
         """All levels."""
         known = 0
         for degree, count in self.settings.levels:
@@ -195,7 +216,6 @@ class _Trial:
                 break
             known = degree - 1
         self._leave()
-        return replace(joined(self.ended, self.rtol), starts=self.starts)
 
     def _level(self, degree: int, count: int, later: bool) -> Level:
         # Where the first level is far from enough, second derivatives are for the next one.

@@ -294,6 +294,16 @@ class TestBeforeNewton:
             assert torch.equal(alone.length[0], together.length[k])
             assert torch.equal(alone.error[0], together.error[k])
 
+    def test_some_curves_at_a_time(self, monkeypatch):
+        M = Manifold(network(4, 64, 30))
+        z0, z1 = 2 * draw(2, 7, 4)
+        together = M.geodesic(z0, z1, rtol=1e-4, solver=Newton(whole=True))
+        monkeypatch.setattr(spectral, "_BYTES", 0)
+        monkeypatch.setattr(spectral, "_FEWEST", 3)
+        r = M.geodesic(z0, z1, rtol=1e-4, solver=Newton(whole=True))
+        assert torch.equal(r.length, together.length)
+        assert torch.equal(r.curve.nodes, together.curve.nodes)
+
     def test_kinks_cost_little_more(self):
         known = next(k for k in FLAT_ONTO if "leaky" in k.name.lower())
         z0, z1, _ = known.draw(12, seed=1)
