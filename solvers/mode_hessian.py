@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, change_along
 from riemae.solvers.path_metric import PathMetric, sampled_metric
-from riemae.solvers.polynomials import gauss_newton, spline_of, stiffness
+from riemae.solvers.polynomials import gauss_newton, slope_at_places, spline_of, stiffness
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
 
@@ -44,6 +45,8 @@ class ModeHessian:
         p, _, m = nodes.shape
         self.sketch: PathMetric | None = None
         self.second_order = second_order
+        self.slope: Tensor | None = None
+        self.speeds: Tensor | None = None
         if m > _SKETCHED_BEYOND:
             sketch = PathMetric.sketched(space, nodes, _SKETCH)
             self.regular = (sketch.rest > 0).to(nodes)
@@ -53,8 +56,14 @@ class ModeHessian:
             return
         if second_order:
             evenly = torch.linspace(0, nodes.shape[1] - 1, _PLACES + 2).round().long()
-            self.blocks, self.regular = _products(space, nodes[:, evenly], second_order=False)
+            places = nodes[:, evenly]
+            seen = _Seen.of(space, places, second_order=False)
+            self.blocks, self.regular = seen.blocks, seen.regular
+            self.slope, self.energy = seen.slope, seen.energy
             metrics = self.blocks[:, :_PLACES]
+            v = places[:, 2:] - places[:, :-2]
+            squares = ((v[:, :, None] @ metrics) @ v[..., None])[..., 0, 0]
+            self.speeds = (_PLACES + 1) / 2 * squares.sqrt()
         else:
             few = _SAMPLES_OF_MANY if m <= ONE_PLACE_BEYOND else 1
             samples = sampled_metric(space, nodes, _SAMPLES if m <= _MANY else few)
@@ -96,12 +105,12 @@ class ModeHessian:
         """Look at second derivatives of the curves at ``rows``: 1 where the energy is convex."""
         those = placed(rows, modes)
         nodes = spline_of(z0, z1, modes, _PLACES_ANEW + 1).nodes
-        blocks, regular = _products(space, nodes, second_order=True)
-        root, convex = _rooted(blocks, modes.shape[1], forms=True)
-        self.anew[those] = blocks
+        seen = _Seen.of(space, nodes, second_order=True)
+        root, convex = _rooted(seen.blocks, modes.shape[1], forms=True)
+        self.anew[those] = seen.blocks
         self.newer[rows] = True
         self.root[those] = root
-        return convex * regular
+        return convex * seen.regular
 
     def select(self, rows: np.ndarray) -> ModeHessian:
         """Of the curves at ``rows``."""
@@ -115,6 +124,16 @@ class ModeHessian:
             setattr(found, name, getattr(self, name)[those])
         return found
 
+    def taken_slope(self, modes: int) -> tuple[Tensor, Tensor]:  # -> (p, k, m), (p,)
+        """The start curves' gradient in the modes, and energy, as chords between places see them.
+
+        They are for one use.
+        """
+        assert self.slope is not None
+        slope = slope_at_places(self.slope, modes)
+        self.slope = None
+        return slope, self.energy
+
     def of(self, rows: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """The inverse for the curves at ``rows``, or for all."""
         if self.sketch is not None:
@@ -126,32 +145,47 @@ class ModeHessian:
         return lambda g: self.scale * torch.cholesky_solve(g.mT, root).mT
 
 
-def _products(space: Space, nodes: Tensor, second_order: bool) -> tuple[Tensor, Tensor]:
-    """What :func:`gauss_newton` is made of, at the inner nodes of curves ``(p, s + 2, m)``.
+@dataclass(frozen=True)
+class _Seen:
+    """What tangents at the inner nodes of curves tell.
 
-    Eigenvalues of the metric within rounding of 0, relative to the largest at any place, are
-    raised.
-
-    Returns:
-        The blocks ``(p, 2 s − 1 or 3 s − 1, m, m)``, and ``(p,)``, 0 where there is no metric.
+    Attributes:
+        blocks: ``(p, 2 s − 1 or 3 s − 1, m, m)``, what :func:`gauss_newton` is made of.
+        regular: ``(p,)``, 0 where there is no metric.
+        slope: ``(p, s, m)``, the gradient of the chords' energy in the nodes.
+        energy: ``(p,)``.
     """
-    n = nodes.shape[1] - 1
-    found = space.expand(nodes, second_order)
-    g = found.gauss_newton.diagonal / (4 * n)
-    links = found.gauss_newton.upper / (-2 * n)
-    if not found.separate:  # they may average over neighbours
-        links = (g[:, :-1] + g[:, 1:]) / 2
-    parts = [g, links]
-    if second_order:
-        assert found.correction is not None
-        parts.append(n * found.correction.diagonal)
-    top = g.diagonal(dim1=2, dim2=3).sum(-1).amax(1)
-    sound = torch.stack([x.isfinite().flatten(1).all(1) for x in parts]).all(0) & (top > 0)
-    eye = torch.eye(nodes.shape[-1]).to(g)
-    floor = 1e2 * torch.finfo(g.dtype).eps * top
-    parts[0] = g + floor[:, None, None, None] * eye
-    parts = [torch.where(sound[:, None, None, None], x, eye) for x in parts]
-    return torch.cat(parts, 1), sound.to(g)
+
+    blocks: Tensor
+    regular: Tensor
+    slope: Tensor
+    energy: Tensor
+
+    @classmethod
+    def of(cls, space: Space, nodes: Tensor, second_order: bool) -> _Seen:  # (p, s + 2, m)
+        """Of evenly spaced nodes.
+
+        Eigenvalues of the metric within rounding of 0, relative to the largest at any place, are
+        raised.
+        """
+        n = nodes.shape[1] - 1
+        found = space.expand(nodes, second_order)
+        g = found.gauss_newton.diagonal / (4 * n)
+        links = found.gauss_newton.upper / (-2 * n)
+        if not found.separate:  # they may average over neighbours
+            links = (g[:, :-1] + g[:, 1:]) / 2
+        parts = [g, links]
+        if second_order:
+            assert found.correction is not None
+            parts.append(n * found.correction.diagonal)
+        top = g.diagonal(dim1=2, dim2=3).sum(-1).amax(1)
+        finite = torch.stack([x.isfinite().flatten(1).all(1) for x in parts]).all(0)
+        sound = finite & (top > 0)
+        eye = torch.eye(nodes.shape[-1]).to(g)
+        floor = 1e2 * torch.finfo(g.dtype).eps * top
+        parts[0] = g + floor[:, None, None, None] * eye
+        parts = [torch.where(sound[:, None, None, None], x, eye) for x in parts]
+        return cls(torch.cat(parts, 1), sound.to(g), found.gradient, found.energy)
 
 
 def _rooted(blocks: Tensor, modes: int, forms: bool) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from riemae.solvers.curve import Curve
 from riemae.solvers.path_metric import sampled_metric
 from riemae.solvers.polynomials import points_on, spline_of, strayed, velocities
-from riemae.solvers.solver import Columns
+from riemae.solvers.solver import Attempt, Columns
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
 
@@ -114,6 +114,62 @@ def _probed(space: Space, nodes: Tensor, metric: Tensor) -> Tensor:  # (p, n + 1
     lengths = space.norm(points.flatten(0, 2), every.flatten(0, 2)).view(p, -1)
     change = torch.maximum(lengths, 1 / lengths).amax(1)
     return 1 + _RARE * (change - 1)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Curves that are good enough as they are; arrays ``(q,)`` unless said otherwise.
+
+    Attributes:
+        rows: Which of those that were looked at.
+        z0: ``(q, m)``.
+        z1: ``(q, m)``.
+        modes: ``(q, k, m)``.
+        squared: Finds mean squares ``(r,)`` of velocities ``(r, j, m)`` of the curves at ``(r,)``.
+        length: Their lengths.
+        energy: Their energies.
+        error: Of the lengths.
+        least: Lower bounds of the lengths, NaN where unknown.
+        noise: What rounding makes of the lengths.
+        left: The relative length that is left to gain.
+        steps: Gradients that were taken.
+        index: Morse index; −1 where it is unknown.
+    """
+
+    rows: np.ndarray
+    z0: Tensor
+    z1: Tensor
+    modes: Tensor
+    squared: Callable[[Tensor, Tensor], Tensor]
+    length: np.ndarray
+    energy: np.ndarray
+    error: np.ndarray
+    least: np.ndarray
+    noise: np.ndarray
+    left: np.ndarray
+    steps: np.ndarray
+    index: np.ndarray
+
+    def told(self) -> tuple[np.ndarray, ...]:
+        """The columns of an :class:`Attempt`, but for the curves."""
+        # Nothing is shorter than the bound, where there is one.
+        above = np.maximum(self.length - self.least, 0.0) + self.noise
+        error = np.fmin(self.error, above)
+        uneven = np.sqrt(np.maximum(self.energy / self.length**2 - 1, 0.0))
+        return self.rows, self.length, error, self.left, uneven, self.steps, self.index
+
+
+def joined(groups: list[Settled], rtol: float) -> Attempt:
+    """Groups of curves as splines."""
+    columns = [np.concatenate(column) for column in zip(*(x.told() for x in groups), strict=True)]
+    rows, length, error, left, uneven, steps, index = columns or [np.zeros(0)] * 7
+    curves = []
+    count = 0
+    for group in groups:
+        for places, curve in as_splines(group.z0, group.z1, group.modes, group.squared, rtol):
+            curves.append((count + places, curve))
+        count += len(group.rows)
+    return Attempt(rows.astype(np.int64), length, error, left, uneven, steps, index, curves)
 
 
 def as_splines(

@@ -39,6 +39,11 @@ def lobatto_weights(count: int, like: Tensor) -> Tensor:  # -> (q,)
     return constant(_weights, (count,), like)
 
 
+def mode_energies(modes: int, like: Tensor) -> Tensor:  # -> (k,)
+    """The energy of each mode of size 1 where the metric is the identity. Not to be written to."""
+    return constant(_energies, (modes,), like)
+
+
 def points_on(z0: Tensor, z1: Tensor, modes: Tensor, count: int) -> Tensor:
     """Points ``(p, q, m)`` of curves at the Gauss-Lobatto times.
 
@@ -74,6 +79,11 @@ def fine_size(y: Tensor) -> Tensor:  # (p, q) -> (p,)
 def slope_in_modes(along: Tensor, modes: int) -> Tensor:  # (p, q, m) -> (p, k, m)
     """The gradient in the modes, from that in the points of :func:`points_on`."""
     return apply_matrix(constant(_bends_transposed, (modes, along.shape[1]), along), along)
+
+
+def slope_at_places(along: Tensor, modes: int) -> Tensor:  # (p, s, m) -> (p, k, m)
+    """The gradient in the modes, from that in places evenly spaced inside the curve."""
+    return apply_matrix(constant(_bends_at_places, (modes, along.shape[1]), along), along)
 
 
 def velocities(x: Tensor) -> Tensor:  # (p, q, D) -> (p, q, D)
@@ -165,6 +175,10 @@ def _weights(count: int) -> np.ndarray:
     return lobatto(count)[1]
 
 
+def _energies(modes: int) -> np.ndarray:
+    return 1 / (2 * np.arange(1, modes + 1) + 1)
+
+
 def _integrals(t: np.ndarray, modes: int) -> np.ndarray:  # -> (len(t), k)
     """``∫₀ᵗ P_k(2s − 1) ds = (P_{k+1} − P_{k−1})(2t − 1) / (4k + 2)``."""
     values = legvander(2 * t - 1, modes + 1)
@@ -178,6 +192,11 @@ def _bends(modes: int, count: int) -> np.ndarray:
 
 def _bends_transposed(modes: int, count: int) -> np.ndarray:
     return _padded(_integrals(_times(count), modes).T)
+
+
+def _bends_at_places(modes: int, places: int) -> np.ndarray:
+    times = np.linspace(0, 1, places + 2)[1:-1]
+    return _padded(_integrals(times, modes).T)
 
 
 def _slopes(modes: int, count: int) -> np.ndarray:

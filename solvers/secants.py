@@ -100,8 +100,7 @@ class Search(Columns):
         direction = descent(self.gradient, moves, changes, first)
         slope = (self.gradient * direction).sum((1, 2))
         left = remaining(slope, self.gains)
-        boldest = (BOLDEST * 2 * self.energy / left).sqrt().clamp(max=1)
-        stride = torch.where(good, boldest, self.stride)
+        stride = torch.where(good, boldest(self.energy, left), self.stride)
         trial = self.x + stride[:, None, None] * direction
         return replace(self, trial=trial, slope=slope, stride=stride), left
 
@@ -176,27 +175,33 @@ def remembered(
 
 def descent(g: Tensor, moves: Tensor, changes: Tensor, first: Callable[[Tensor], Tensor]) -> Tensor:
     """``−H g`` ``(p, k, m)`` by the two-loop recursion, from the ``first`` inverse Hessian."""
-    curvature = (moves * changes).sum((2, 3))
-    known = curvature > 0
-    rho = torch.where(known, 1 / curvature, 0.0)
-    history = moves.shape[1]
-    if not history:
+    if not moves.shape[1]:
         return -first(g)
+    curvature = (moves * changes).sum((2, 3), keepdim=True)
+    known = curvature > 0
+    # Numbers stay of shape (p, 1, 1), and few operations are used: for few curves, these take
+    # longer than what they compute.
+    rho = torch.where(known, 1 / curvature, 0.0).unbind(1)
+    pairs = list(zip(rho, moves.unbind(1), changes.unbind(1), strict=True))
     q = g
     alphas = []
-    for k in range(history):
-        alpha = rho[:, k] * (moves[:, k] * q).sum((1, 2))
-        q = q - alpha[:, None, None] * changes[:, k]
+    for inverse, move, change in pairs:
+        alpha = inverse * (move * q).sum((1, 2), keepdim=True)
+        q = q - alpha * change
         alphas.append(alpha)
-    newest = changes[:, 0]
-    stiff = (newest * first(newest)).sum((1, 2))
+    newest = pairs[0][2]
+    stiff = (newest * first(newest)).sum((1, 2), keepdim=True)
     scale = (curvature[:, 0] / stiff).clamp(*_SCALES)
-    scale = torch.where(known[:, 0], scale, 1.0)
-    r = scale[:, None, None] * first(q)
-    for k in reversed(range(history)):
-        beta = rho[:, k] * (changes[:, k] * r).sum((1, 2))
-        r = r + (alphas[k] - beta)[:, None, None] * moves[:, k]
+    r = torch.where(known[:, 0], scale, 1.0) * first(q)
+    for alpha, (inverse, move, change) in zip(reversed(alphas), reversed(pairs), strict=True):
+        beta = inverse * (change * r).sum((1, 2), keepdim=True)
+        r = r + (alpha - beta) * move
     return -r
+
+
+def boldest(energy: Tensor, left: Tensor) -> Tensor:  # (p,), (p,) -> (p,)
+    """The longest stride of a first trial, where so much energy is left to gain."""
+    return (BOLDEST * 2 * energy / left).sqrt().clamp(max=1)
 
 
 def remaining(slope: Tensor, gains: Tensor) -> Tensor:  # (p,), (p, w)

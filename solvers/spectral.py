@@ -3,9 +3,11 @@
 A level is a degree d and a number q of Gauss-Lobatto points. On each, the energy of the images'
 interpolant is minimised over the modes (:mod:`riemae.solvers.polynomials`) by limited-memory BFGS,
 preconditioned by the energy's Hessian in a metric that is known at a few places of the start curve.
-On request that is the Gauss-Newton matrix of tangents at a few places. Where a few steps were not
+On request that is the Gauss-Newton matrix of tangents at a few places (:mod:`mode_hessian
+<riemae.solvers.mode_hessian>`), whose images also tell the first step. Where a few steps were not
 enough, and where curves are much longer than their bound, second derivatives at a few places of the
-present curve then follow, in place of secants.
+present curve then follow, in place of secants. How a level is descended:
+:mod:`riemae.solvers.mode_descent`.
 The next level has more modes and more points, to which the same curve is taken. One gradient there
 says all that is still unknown of it:
 
@@ -13,59 +15,53 @@ says all that is still unknown of it:
 - how far the length was off by quadrature, which is the difference of its values on both levels;
 - whether the highest modes of the images have fallen, without which neither can be trusted.
 
-Curves of which that is not good enough go on, up to the highest degree. Those that do not get there
-in a few steps, and those that show no spectral decay, are left to the solver's segments.
+Curves of which that is not good enough take further steps there, are judged again, and then go on,
+up to the highest degree. Those that do not get there, and those that show no spectral decay, are
+left to the solver's segments: the former from where they are, where that is shorter than the start.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from riemae.solvers.curve import Curve
-from riemae.solvers.hooks import embedding_of, precision_of, pulled_of
+from riemae.solvers.hooks import embedding_of
+from riemae.solvers.mode_descent import STEEP, Level, ModeState
 from riemae.solvers.mode_hessian import ModeHessian
-from riemae.solvers.mode_metric import as_splines
+from riemae.solvers.mode_metric import Settled, joined
 from riemae.solvers.polynomials import (
-    energy_force,
-    fine_share,
+    lobatto,
     lobatto_weights,
-    modes_of,
-    points_on,
-    slope_in_modes,
     spline_of,
     velocities,
 )
-from riemae.solvers.secants import Search
 from riemae.solvers.solver import Attempt
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
 
-# Up to so many dimensions second derivatives may follow, after so many steps, and again after as
-# many, so often on one level.
-_FEW, _TIRED, _RENEWALS = 15, 4, 2
-# How much longer than the bound curves may be whose second derivatives need no look.
-_STEEP = 1.4
+# Bytes that images of end points may take, and how few curves may share them.
+_BYTES, _FEWEST = 2**28, 16
+_FEW = 15  # dimensions up to which second derivatives may follow
+# Curves after their first step that are not shorter than this share of what tangents say of their
+# start's length: that is measured.
+_CLEARLY = 0.97
 # Tolerances for which the first degree is nearly enough.
 _LOOSE = 3e-4
 # By how much lengths of tangents may change from one place to the next: up to the first number, as
 # they do on decoders, what is left is believed; beyond the second, curves are not tried.
 _STEADY, _UNSTEADY = 1.5, 3.0
-# A level ends where what is left falls below this share of what is asked for, or of what its own
-# highest modes suggest that it cannot see.
-_SHARE = 0.5
-_TRUNCATED = 0.3
 # The share of a difference of lengths between two levels that the finer one is off by, at least;
 # more where the images' highest modes have fallen by less.
 _LEAST = 0.05
-# Images whose highest modes have not fallen by this factor are not smooth on this scale.
-_DECAY = 0.7
+# Images whose highest modes have not fallen by this factor are not smooth on this scale, unless
+# lengths differ by less than this share of what is asked for.
+_DECAY, _HARMLESS = 0.7, 0.5
 # Where the metric at a few places fits, a curve takes some three steps and half as many again per
 # digit. More of them say that it does not, and that most of what is left may lie where no secant
 # has been: that counts by the cube of their number.
@@ -74,12 +70,6 @@ _STEPS, _STEPS_A_DIGIT = 3.0, 1.5
 # finer half gains at most this share of what the coarser half does, and counts so many times.
 _SLOWEST = 0.9
 _DOUBT = 3
-_MISSES = 5  # trials in a row that were too long
-# Rounding of an energy, relative to it, so many units per point; and of a length, in units of the
-# size of an image.
-_ROUNDING = 16
-_GRAIN = 4
-
 
 # How many degrees are tried, the lowest, how many one digit takes, and how they grow.
 _LEVELS, COARSEST = 4, 6
@@ -117,255 +107,6 @@ class Settings:
     second_order: bool = False
 
 
-@dataclass
-class _Modes(Search):
-    """Progress on ``p`` curves, whose modes are sought.
-
-    Attributes:
-        z0: ``(p, m)``.
-        z1: ``(p, m)``.
-        begun: ``(p,)``, the length of the start curves.
-        length: ``(p,)``, of the present curves as this level sees them.
-        fine: ``(p,)``, the share of the images' highest modes in their energy.
-        noise: ``(p,)``, what rounding makes of the length.
-        before: ``(p,)``, the length at which the level before ended.
-        fine_before: ``(p,)``, the share there.
-        left: ``(p,)``, the relative length that is left to gain.
-        doubt: ``(p,)``, no less of that is believed before second derivatives are looked at.
-        steps: ``(p,)``, gradients taken.
-        since: ``(p,)``, of them since second derivatives were looked at.
-        renewed: ``(p,)``, how often that was.
-        convex: ``(p,)``, 0 where the last ones had directions in which the energy falls.
-        regular: ``(p,)``, 0 where there is no metric.
-        mean: ``(p, m, m)``, the mean metric along the start; none where it is sketched.
-        change: ``(p,)``, the largest factor by which lengths of tangents change between places
-            where the metric is known.
-    """
-
-    z0: Tensor
-    z1: Tensor
-    begun: Tensor
-    length: Tensor
-    fine: Tensor
-    noise: Tensor
-    before: Tensor
-    fine_before: Tensor
-    left: Tensor
-    doubt: Tensor
-    steps: Tensor
-    since: Tensor
-    renewed: Tensor
-    convex: Tensor
-    regular: Tensor
-    mean: Tensor
-    change: Tensor
-
-    @classmethod
-    def about(cls, start: Curve, modes: int, history: int, first: ModeHessian) -> _Modes:
-        """About start curves."""
-        nodes = start.nodes
-        p = len(nodes)
-        none = nodes.new_zeros(p)
-        one = torch.ones_like(none)
-        count = torch.zeros(p, dtype=torch.int64, device=nodes.device)
-        return cls.begin(
-            modes_of(start, modes),
-            history,
-            z0=nodes[:, 0],
-            z1=nodes[:, -1],
-            begun=none,
-            length=torch.full_like(none, torch.nan),
-            fine=torch.full_like(none, torch.nan),
-            noise=none,
-            before=none,
-            fine_before=none,
-            left=torch.full_like(none, torch.inf),
-            doubt=none,
-            steps=count,
-            since=count,
-            renewed=count,
-            convex=one,
-            regular=first.regular,
-            mean=first.mean,
-            change=first.change,
-        )
-
-    def extended(self, modes: int) -> _Modes:
-        """With further modes, which are 0, and nothing known of the energy."""
-        more = modes - self.x.shape[1]
-
-        def wide(x: Tensor) -> Tensor:
-            return pad(x, (0, 0, 0, more))
-
-        x = wide(self.x)
-        return replace(
-            self,
-            x=x,
-            trial=x,
-            energy=torch.full_like(self.energy, torch.inf),
-            gradient=wide(self.gradient),
-            moves=wide(self.moves),
-            changes=wide(self.changes),
-            misses=torch.zeros_like(self.misses),
-            before=self.length,
-            fine_before=self.fine,
-        )
-
-    def squared(self, rows: Tensor, v: Tensor) -> Tensor:  # (q,), (q, j, m) -> (q,)
-        """The mean square of velocities, in the mean metric along the start where it is known."""
-        if not self.mean.shape[1]:
-            return v.square().sum(2).mean(1)
-        return ((v @ self.mean[rows]) * v).sum(2).mean(1)
-
-
-@dataclass(frozen=True)
-class _Level:
-    """Curves of one degree, seen at so many points.
-
-    Attributes:
-        space: The space.
-        ends: ``(p, 2, D)``, images of the curves' end points, which are the same on every level.
-        degree: Of the curves.
-        count: Points.
-        rtol: The relative accuracy that is asked for.
-        max_gradients: That a curve may take in all.
-        secants: That curves remember from the levels before, at most.
-        renews: Whether second derivatives are looked at where a few steps were not enough; after as
-            many more the next level goes on. None for as many steps as it takes.
-    """
-
-    space: Space
-    ends: Tensor
-    degree: int
-    count: int
-    rtol: float
-    max_gradients: int
-    secants: int = 0
-    renews: bool | None = None
-
-    def taken_up(self, state: _Modes, first: ModeHessian) -> _Modes:
-        """The curves as this level sees them, and their next trials."""
-        state = state.extended(self.degree - 1)
-        first.extended(self.degree - 1)
-        return self._stepped(state, self.ends, first.of(), self.secants)
-
-    def descended(
-        self, state: _Modes, first: ModeHessian, least: np.ndarray
-    ) -> tuple[_Modes, int]:  # (p,)
-        """The curves after as many steps as this level is good for, and the most secants of one.
-
-        Nothing shorter than ``least`` joins their ends.
-        """
-        secants = self.secants
-        renewals = np.full(len(state.x), _RENEWALS if self.renews else 0)
-        while True:
-            going = (state.left > self._goal(state)) & self.alive(state)
-            running, since, renewed, length, misses, convex = read(
-                going, state.since, state.renewed, state.length, state.misses, state.convex > 0
-            )
-            tired = running & (since > _TIRED) & (misses == 0)
-            renewable = renewals > 0
-            if self.renews is not None:
-                # Where the manifold bends much, tangents alone do not tell what is left.
-                unsure = np.where(renewed > 0, ~convex & (since > 0), ~(length <= _STEEP * least))
-                tired |= unsure & ~running & renewable
-                running = (running & ~tired) | (tired & renewable)
-            active = running.nonzero()[0]
-            if not len(active):
-                return state, secants
-            anew = (tired & renewable).nonzero()[0]
-            if len(anew):
-                renewals[anew] -= 1
-                self._renew(state, first, anew)
-                continue
-            secants += 1
-            known = min(secants, int(since[active].max()))
-            if len(active) == len(running):
-                state = self._stepped(state, self.ends, first.of(), known)
-                continue
-            those = placed(active, state.x)
-            part = self._stepped(state.select(those), self.ends[those], first.of(those), known)
-            state.update(those, part)
-
-    def _renew(self, state: _Modes, first: ModeHessian, rows: np.ndarray) -> None:
-        """Curves at ``rows`` with second derivatives, in place of secants."""
-        those = placed(rows, state.x)
-        part = state.select(those)
-        convex = first.renewed(self.space, rows, part.z0, part.z1, part.x)
-        zero = torch.zeros_like(part.since)
-        part = replace(
-            part,
-            moves=torch.zeros_like(part.moves),
-            changes=torch.zeros_like(part.changes),
-            gains=torch.full_like(part.gains, torch.nan),
-            misses=torch.zeros_like(part.misses),
-            since=zero,
-            doubt=torch.zeros_like(part.left),
-            renewed=part.renewed + 1,
-            convex=convex,
-        )
-        every = torch.ones_like(part.left, dtype=torch.bool)
-        part, left = part.aimed(first.of(those), every, 0)
-        state.update(those, replace(part, left=left / (2 * part.energy)))
-
-    def alive(self, state: _Modes) -> Tensor:  # -> (p,)
-        """Whether curves may take another gradient."""
-        return (state.misses < _MISSES) & (state.steps < self.max_gradients)
-
-    def _goal(self, state: _Modes) -> Tensor:  # -> (p,)
-        """What may be left to gain on this level, relatively."""
-        k = torch.arange(1, self.degree, device=state.x.device).to(state.x)
-        shares = state.x.square().sum(2) / (2 * k + 1)
-        total = (state.z1 - state.z0).square().sum(1) + shares.sum(1)
-        unseen = shares[:, -2:].sum(1) / total / 2
-        return (_TRUNCATED * unseen).clamp(min=_SHARE * self.rtol)
-
-    def _stepped(
-        self, state: _Modes, ends: Tensor, first: Callable[[Tensor], Tensor], secants: int
-    ) -> _Modes:
-        """After a look at the trials, with the next ones."""
-        eps = precision_of(self.space, state.x.dtype).eps
-        points = points_on(state.z0, state.z1, state.trial, self.count)
-        found = pulled_of(self.space, points[:, 1:-1], self._force, ends)
-        assert found is not None
-        inner, told = found
-        along = pad(inner, (0, 0, 1, 1))
-        energy, length, fine, size = told.unbind(1)
-        gradient = slope_in_modes(along, self.degree - 1)
-        state, good = state.seen(energy, gradient, _ROUNDING * eps * self.count)
-        # Rounding of images: what does not cancel along the curve, and what uneven speeds add.
-        rough = eps * self.count**2 * size
-        noise = _GRAIN * eps * (size + length) + rough.square() / length
-        before = state.left
-        state, left = state.aimed(first, good, secants)
-        left = left / (2 * state.energy)
-        since = state.since + 1
-        doubt = state.doubt
-        if self.renews is not None:
-            # Secants across a trial that was too long do not tell what is left here.
-            doubt = torch.where(good, doubt, torch.maximum(doubt, before))
-        return replace(
-            state,
-            doubt=doubt,
-            length=torch.where(good, length, state.length),
-            fine=torch.where(good, fine / energy, state.fine),
-            noise=torch.where(good, noise, state.noise),
-            left=torch.maximum(left, doubt),
-            steps=state.steps + 1,
-            since=since,
-        )
-
-    def _force(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p, q, D), (p, 4)
-        """The energy's gradient in the images, and energy, length, fine share and size."""
-        v = velocities(x)
-        squares = v.square().sum(-1)
-        weights = lobatto_weights(self.count, squares)
-        energy = (squares * weights).sum(-1)
-        length = (squares.sqrt() * weights).sum(-1)
-        size = x[:, :: self.count - 1].norm(dim=-1).amax(1)
-        return energy_force(v), torch.stack([energy, length, fine_share(v), size], 1)
-
-
 def attempt(
     space: Space,
     start: Curve,
@@ -385,11 +126,30 @@ def attempt(
     Returns:
         Those that are good enough, and start curves for others; None where the space has no images.
     """
-    embedded = embedding_of(space)
-    ends = None if embedded is None else embedded(start.nodes[:, :: start.segments], lambda x: x)
-    if ends is None:
+    one = _images_of_ends(space, start[:1])
+    if one is None:
         return None
-    return _Trial(space, start, ends, least, rtol, settings).run()
+    ended: list[Settled] = []
+    starts: list[tuple[np.ndarray, Curve]] = []
+    # As many at a time as the images of their ends fit into memory.
+    size = max(_FEWEST, _BYTES // (one.numel() * one.element_size()))
+    for begin in range(0, len(least), size):
+        some = slice(begin, begin + size)
+        ends = one if len(least) == 1 else _images_of_ends(space, start[some])
+        assert ends is not None
+        trial = _Trial(space, start[some], ends, least[some], rtol, settings)
+        trial.run()
+        ended += [replace(group, rows=group.rows + begin) for group in trial.ended]
+        starts += [(rows + begin, curves) for rows, curves in trial.starts]
+    return replace(joined(ended, rtol), starts=starts)
+
+
+def _images_of_ends(space: Space, start: Curve) -> Tensor | None:  # (p,) curves -> (p, 2, D)
+    """The images of end points; None where the space has none."""
+    embedded = embedding_of(space)
+    if embedded is None:
+        return None
+    return embedded(start.nodes[:, :: start.segments], lambda x: x)
 
 
 class _Trial:
@@ -405,7 +165,7 @@ class _Trial:
             does not have; NaN on the first level.
         smooth: bool: the images' highest modes have fallen, or do not matter.
         secants: Of the curve that has most of them.
-        ended: Curves that are good enough: which, their errors, and their states.
+        ended: Curves that are good enough.
         starts: Start curves for others: which, and the curves.
     """
 
@@ -421,21 +181,21 @@ class _Trial:
         self.space = space
         self.settings = settings
         self.rtol = rtol
-        self.segments = start.segments
+        self.start = start
         self.second_order = settings.second_order and start.nodes.shape[-1] <= _FEW
         self.rows = np.arange(len(least))
         self.first = ModeHessian(space, start.nodes, self.second_order)
         degree, _ = settings.levels[0]
-        self.state = _Modes.about(start, degree - 1, settings.history, self.first)
+        self.state = ModeState.about(start, degree - 1, settings.history, self.first)
         self.ends = ends
         self.least = least
         self.unseen = np.full(len(least), np.nan)
         self.smooth = np.ones(len(least), dtype=bool)
         self.secants = 0
-        self.ended: list[tuple[np.ndarray, np.ndarray, _Modes]] = []
+        self.ended: list[Settled] = []
         self.starts: list[tuple[np.ndarray, Curve]] = []
 
-    def run(self) -> Attempt:
+    def run(self) -> None:
         """All levels."""
         known = 0
         for degree, count in self.settings.levels:
@@ -444,7 +204,7 @@ class _Trial:
             if known:
                 self._compare(known)
             else:
-                self.state.begun = self.state.length.clone()
+                self.state.begun = self._begun()
             self._settle(known)
             if not len(self.rows):
                 break
@@ -456,12 +216,11 @@ class _Trial:
                 break
             known = degree - 1
         self._leave()
-        return replace(_joined(self.ended, self.rtol), starts=self.starts)
 
-    def _level(self, degree: int, count: int, later: bool) -> _Level:
+    def _level(self, degree: int, count: int, later: bool) -> Level:
         # Where the first level is far from enough, second derivatives are for the next one.
         renews = (later or self.rtol >= _LOOSE) if self.second_order else None
-        return _Level(
+        return Level(
             space=self.space,
             ends=self.ends,
             degree=degree,
@@ -472,6 +231,36 @@ class _Trial:
             renews=renews,
         )
 
+    def _begun(self) -> Tensor:  # -> (q,)
+        """Lengths of the start curves.
+
+        Where their tangents have been looked at, roughly; those that the curves are not clearly
+        shorter than are measured.
+        """
+        state = self.state
+        if self.first.speeds is None:
+            return state.length.clone()
+        begun = self.first.speeds.mean(1)
+        (close,) = read(~(state.length <= _CLEARLY * begun))
+        rows = close.nonzero()[0]
+        if len(rows):
+            there = placed(rows, begun)
+            begun[there] = self._measured(there)
+        return begun
+
+    def _measured(self, rows: Tensor) -> Tensor:  # (r,) -> (r,)
+        """Lengths of some of the start curves, as the first level's points see them."""
+        _, count = self.settings.levels[0]
+        times = torch.from_numpy(lobatto(count)[0]).to(self.ends)
+        points = self.start[rows](times[1:-1])
+        ends = self.ends[rows]
+        embedded = embedding_of(self.space)
+        assert embedded is not None
+        x = embedded(points, lambda x: x)
+        assert x is not None
+        speeds = velocities(torch.cat([ends[:, :1], x, ends[:, 1:]], 1)).norm(dim=-1)
+        return (speeds * lobatto_weights(count, speeds)).sum(-1)
+
     def _compare(self, known: int) -> None:
         """Curves as this level sees them with what the level before has seen of the same ones."""
         state = self.state
@@ -480,7 +269,7 @@ class _Trial:
         with np.errstate(all="ignore"):
             fallen = np.sqrt(fine / fine_before)
             missed = np.abs(length - before) * np.clip(fallen, _LEAST, 1.0)
-            self.smooth = (fallen < _DECAY) | (missed <= _SHARE * self.rtol * length)
+            self.smooth = (fallen < _DECAY) | (missed <= _HARMLESS * self.rtol * length)
             # Later on this level, nothing is left to gain in the modes that are new now.
             (further,) = read(_further(state, known))
             self.unseen = missed + further * length
@@ -496,13 +285,31 @@ class _Trial:
         good = error <= self.rtol / (1 + self.rtol) * read(self.state.length)[0]
         rows = good.nonzero()[0]
         if len(rows):
-            there = placed(rows, self.state.x)
-            # Nothing is shorter than the bound, where there is one.
-            length, noise = (x[rows] for x in read(self.state.length, self.state.noise))
-            above = np.maximum(length - self.least[rows], 0.0) + noise
-            error = np.fmin(error[rows], above)
-            self.ended.append((self.rows[rows], error, self.state.select(there)))
+            self._end(rows, error[rows])
         self._keep((on & ~good).nonzero()[0])
+
+    def _end(self, rows: np.ndarray, error: np.ndarray) -> None:  # (r,), (r,)
+        state = self.state.select(placed(rows, self.state.x))
+        told = state.length, state.energy, state.noise, state.left, state.steps, state.renewed
+        length, energy, noise, left, steps, renewed = read(*told)
+        settled = Settled(
+            rows=self.rows[rows],
+            z0=state.z0,
+            z1=state.z1,
+            modes=state.x,
+            squared=state.squared,
+            length=length,
+            energy=energy,
+            error=error,
+            least=self.least[rows],
+            noise=noise,
+            left=left,
+            steps=steps,
+            # What is left of a curve whose second derivatives are not known says nothing of
+            # saddles.
+            index=np.where(renewed > 0, 0, -1),
+        )
+        self.ended.append(settled)
 
     def _keep(self, those: np.ndarray) -> None:
         if len(those) == len(self.rows):
@@ -521,7 +328,7 @@ class _Trial:
         rows = shorter.nonzero()[0]
         if len(rows):
             part = self.state.select(placed(rows, self.state.x))
-            curves = spline_of(part.z0, part.z1, part.x, self.segments)
+            curves = spline_of(part.z0, part.z1, part.x, self.start.segments)
             self.starts.append((self.rows[rows], curves))
 
     def _judged(self, known: int) -> tuple[np.ndarray, np.ndarray]:
@@ -543,18 +350,20 @@ class _Trial:
         # Second derivatives were looked at where the curve is.
         change = np.where(renewed > 0, 1.0, change)
         left = left * np.maximum(steps / usual, 1.0) ** 3 * np.maximum(change / _STEADY, 1.0)
+        # Where they had to be looked at again and again, they change with every step.
+        left = left * np.maximum(renewed - 1, 1)
         with np.errstate(all="ignore"):
             # Between nothing that is shorter, and what it began with.
             within = ~(length < least - noise) & (length <= (1 + rtol) * begun)
             sound = regular & (length > 0) & np.isfinite(left) & within
             if not known:
                 return np.full(len(length), np.nan), sound & (change <= _UNSTEADY)
-            steep = ~(length <= _STEEP * least) & self.second_order & (renewed == 0)
+            steep = ~(length <= STEEP * least) & self.second_order & (renewed == 0)
             error = left * length + self.unseen + noise
         return np.where(sound & convex & ~steep, error, np.nan), sound & self.smooth
 
 
-def _further(state: _Modes, known: int) -> Tensor:  # -> (p,)
+def _further(state: ModeState, known: int) -> Tensor:  # -> (p,)
     """The relative length that modes beyond those of this level would gain, extrapolated."""
     step = (state.trial - state.x) / state.stride[:, None, None]
     gains = (state.gradient * step).abs().sum(2)[:, known:]
@@ -562,25 +371,3 @@ def _further(state: _Modes, known: int) -> Tensor:  # -> (p,)
     coarse, fine = gains[:, :half].sum(1), gains[:, -half:].sum(1)
     ratio = (fine / coarse).nan_to_num(0.0).clamp(max=_SLOWEST)
     return _DOUBT * fine * ratio / (1 - ratio) / (4 * state.energy)
-
-
-def _joined(ended: list[tuple[np.ndarray, np.ndarray, _Modes]], rtol: float) -> Attempt:
-    """The curves that are good enough, as splines."""
-    columns: list[list[np.ndarray]] = [[] for _ in range(7)]
-    curves = []
-    count = 0
-    for rows, error, state in ended:
-        told = (state.length, state.energy, state.left, state.steps, state.renewed)
-        length, energy, left, steps, renewed = read(*told)
-        uneven = np.sqrt(np.maximum(energy / length**2 - 1, 0.0))
-        # What is left of a curve whose second derivatives are not known says nothing of saddles.
-        index = np.where(renewed > 0, 0, -1)
-        found = (rows, length, error, left, uneven, steps, index)
-        for column, values in zip(columns, found, strict=True):
-            column.append(values)
-        for places, curve in as_splines(state.z0, state.z1, state.x, state.squared, rtol):
-            curves.append((count + places, curve))
-        count += len(rows)
-    joined = [np.concatenate(column) if column else np.zeros(0) for column in columns]
-    rows, length, error, left, uneven, steps, index = joined
-    return Attempt(rows.astype(np.int64), length, error, left, uneven, steps, index, curves)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import labels_of, precision_of, pulled_of
-from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, ModeMetric, as_splines
+from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, ModeMetric, Settled, joined
 from riemae.solvers.polynomials import (
     coarsened,
     energy_force,
@@ -121,7 +121,7 @@ def verified(space: Space, start: Curve, least: np.ndarray, rtol: float) -> Atte
     places = _PLACES if start.nodes.shape[2] <= ONE_PLACE_BEYOND else 1
     along = ModeMetric.along(space, start.nodes, places)
     known = _Known.of(start)
-    ended: list[_Ended] = []
+    ended: list[Settled] = []
     for degree, rows in known.groups(along, rtol):
         look = _Look(space, degree, degree + max(3, degree // 4 + 1), rtol)
         where = placed(rows, start.nodes)
@@ -135,14 +135,41 @@ def verified(space: Space, start: Curve, least: np.ndarray, rtol: float) -> Atte
             if len(good):
                 there = placed(good, state.x)
                 part = state.select(there), metric.select(there)
-                ended.append(_Ended(rows[good], found.error[good], *part, number + 1))
+                ended.append(_settled(*part, rows[good], found.error[good], least, number + 1))
             nearly = found.nearly.nonzero()[0]
             if not len(nearly):
                 break
             rows = rows[nearly]
             there = placed(nearly, state.x)
             state, metric = state.select(there), metric.select(there)
-    return _joined(ended, least, rtol)
+    return joined(ended, rtol)
+
+
+def _settled(
+    state: _Start,
+    metric: ModeMetric,
+    rows: np.ndarray,
+    error: np.ndarray,
+    least: np.ndarray,
+    looks: int,
+) -> Settled:
+    """Curves ``(q,)`` that are good enough after so many looks; ``least`` is of all curves."""
+    length, energy, left, noise = read(state.length, state.energy, state.left, state.noise)
+    return Settled(
+        rows=rows,
+        z0=state.z0,
+        z1=state.z1,
+        modes=state.x,
+        squared=metric.squared,
+        length=length,
+        energy=energy,
+        error=error,
+        least=least[rows],
+        noise=noise,
+        left=left / (2 * energy),
+        steps=np.full(len(rows), looks),
+        index=np.full(len(rows), -1),
+    )
 
 
 @dataclass
@@ -178,17 +205,6 @@ class _Known(Columns):
             waits[rows] = False
             if len(rows):
                 yield degree, rows
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """Curves that are good enough: which, their errors, and after how many looks."""
-
-    rows: np.ndarray
-    error: np.ndarray
-    state: _Start
-    metric: ModeMetric
-    looks: int
 
 
 @dataclass(frozen=True)
@@ -350,40 +366,3 @@ def _further(state: _Start) -> Tensor:  # -> (p,)
     coarse, fine = gains[:, :half].sum(1), gains[:, half:].sum(1)
     ratio = (fine / coarse).nan_to_num(0.0).clamp(max=_SLOWEST)
     return _DOUBT * fine * ratio / (1 - ratio) / 2
-
-
-def _joined(ended: list[_Ended], least: np.ndarray, rtol: float) -> Attempt:
-    """The curves that are good enough, as splines."""
-    columns: list[list[np.ndarray]] = [[] for _ in range(6)]
-    curves: list[tuple[np.ndarray, Curve]] = []
-    count = 0
-    for group in ended:
-        state, rows = group.state, group.rows
-        length, energy, left, noise = read(state.length, state.energy, state.left, state.noise)
-        # Nothing is shorter than the bound, where there is one.
-        error = np.fmin(group.error, np.maximum(length - least[rows], 0.0) + noise)
-        uneven = np.sqrt(np.maximum(energy / length**2 - 1, 0.0))
-        looks = np.full(len(rows), group.looks)
-        found = (rows, length, error, left / (2 * energy), uneven, looks)
-        for column, values in zip(columns, found, strict=True):
-            column.append(values)
-        curves += _placed_after(count, group, rtol)
-        count += len(rows)
-    joined = [np.concatenate(column) if column else np.zeros(0) for column in columns]
-    rows, length, error, left, uneven, steps = joined
-    return Attempt(
-        rows=rows.astype(np.int64),
-        length=length,
-        error=error,
-        left=left,
-        unevenness=uneven,
-        steps=steps,
-        index=np.full(len(rows), -1),
-        curves=curves,
-    )
-
-
-def _placed_after(count: int, group: _Ended, rtol: float) -> Iterator[tuple[np.ndarray, Curve]]:
-    state = group.state
-    for places, curve in as_splines(state.z0, state.z1, state.x, group.metric.squared, rtol):
-        yield count + places, curve

@@ -62,7 +62,8 @@ LAYERS = {
         solvers.methods.newton_limits solvers.methods.newton_run
         solvers.methods.newton_saddles solvers.methods.newton_sweep
         solvers.methods.quasi_newton solvers.methods.shooting solvers.methods.spectral
-        solvers.methods.spline solvers.mode_hessian solvers.mode_metric solvers.model
+        solvers.methods.spline solvers.mode_descent solvers.mode_hessian
+        solvers.mode_metric solvers.model
         solvers.morse solvers.near solvers.nearest
         solvers.neighborhoods solvers.neighbors solvers.outcome solvers.pairs solvers.path
         solvers.path_metric solvers.polynomials solvers.products solvers.progress

@@ -64,7 +64,8 @@ class Newton:
         whole: Try curves as polynomials first, as :class:`Spectral` does, by gradients, and second
             derivatives at four places where those are not enough: see
             :mod:`riemae.solvers.spectral`. Segments are for the pairs of which that does not make
-            sure. The Morse index of the others is −1, unknown, where gradients were enough.
+            sure, from the polynomial on where it is shorter. The Morse index of the others is −1,
+            unknown, where gradients were enough.
 
     Raises:
         OptionError: For a value out of range.

@@ -1,5 +1,6 @@
 """Whole curves as polynomials: their algebra, truths, costs, and what is left to segments."""
 
+import numpy
 import pytest
 import spaces
 import torch
@@ -11,6 +12,7 @@ from riemae.solvers import Curve, Newton, QuasiNewton, Spectral, polynomials, sp
 from riemae.solvers.budget import limited
 from riemae.solvers.hooks import energy_and_gradient, pulled_of
 from riemae.solvers.space import space_of
+from riemae.solvers.spectral import Settings
 
 F64 = torch.float64
 
@@ -52,6 +54,14 @@ class TestPolynomials:
         in_images, in_points, in_modes = torch.autograd.grad(energy, (image, x, c))
         torch.testing.assert_close(polynomials.energy_force(v), in_images)
         torch.testing.assert_close(polynomials.slope_in_modes(in_points, 7), in_modes)
+
+    def test_gradients_from_places_inside_the_curve(self):
+        z0, z1, c = self.curves()
+        c.requires_grad_()
+        nodes = polynomials.spline_of(z0, z1, c, 4).nodes
+        chords = 4 * nodes.diff(dim=1).square().sum()
+        in_nodes, in_modes = torch.autograd.grad(chords, (nodes, c))
+        torch.testing.assert_close(polynomials.slope_at_places(in_nodes[:, 1:-1], 7), in_modes)
 
     def test_stiffness_of_a_changing_metric(self):
         samples = draw(2, 4, 2, 2)
@@ -229,8 +239,42 @@ class TestBeforeNewton:
         M = Manifold(network(8, 64, 30))
         z0, z1 = draw(2, 16, 8)
         spent = decodings(M, z0, z1, Newton(whole=True), 1e-3)
-        assert spent <= 200
-        assert spent < 0.5 * decodings(M, z0, z1, Newton(), 1e-3)
+        assert spent <= 140
+        assert spent < 0.4 * decodings(M, z0, z1, Newton(), 1e-3)
+
+    def test_start_curves_are_measured_where_curves_are_hardly_shorter(self, monkeypatch):
+        seen = []
+        judged = spectral._Trial._judged
+
+        def watched(trial, known):
+            seen.append(trial.state.begun.clone())
+            return judged(trial, known)
+
+        monkeypatch.setattr(spectral._Trial, "_judged", watched)
+        M = Manifold(network(4, 64, 30))
+        z0, z1 = 0.3 * draw(2, 6, 4)
+        M.geodesic(z0, z1, rtol=1e-3, solver=Newton(whole=True))
+        line = M.length(Curve.line(z0, z1, 8))
+        torch.testing.assert_close(seen[0], line, rtol=1e-6, atol=0)
+
+    def test_curves_that_are_not_good_enough_are_start_curves(self):
+        M = Manifold(network(8, 64, 30))
+        z0, z1 = 2 * draw(2, 6, 8)
+        line = Curve.line(z0, z1, 32)
+        settings = Settings(levels=((6, 9), (8, 11)), history=2, max_gradients=2, second_order=True)
+        least = torch.full((6,), torch.nan).double().numpy()
+        found = spectral.attempt(space_of(M, z0, z1), line, least, 1e-7, settings)
+        rows = torch.from_numpy(numpy.concatenate([rows for rows, _ in found.starts]))
+        assert len(rows) == 6
+        for places, curve in found.starts:
+            there = torch.from_numpy(places)
+            line = line.exchanged(there, curve)
+            assert torch.equal(curve.nodes[:, 0], z0[there])
+            assert torch.equal(curve.nodes[:, -1], z1[there])
+        exact = M.geodesic(z0, z1, rtol=1e-7, solver=Newton())
+        straight = M.length(Curve.line(z0, z1, 32))
+        # Two gradients leave a small part of what the straight lines are too long by.
+        assert bool((M.length(line) - exact.length < 0.3 * (straight - exact.length)).all())
 
     def test_the_index_is_known_where_second_derivatives_were(self):
         M = Manifold(network(8, 64, 30))
@@ -249,6 +293,16 @@ class TestBeforeNewton:
             alone = M.geodesic(z0[k : k + 1], z1[k : k + 1], rtol=1e-4, solver=Newton(whole=True))
             assert torch.equal(alone.length[0], together.length[k])
             assert torch.equal(alone.error[0], together.error[k])
+
+    def test_some_curves_at_a_time(self, monkeypatch):
+        M = Manifold(network(4, 64, 30))
+        z0, z1 = 2 * draw(2, 7, 4)
+        together = M.geodesic(z0, z1, rtol=1e-4, solver=Newton(whole=True))
+        monkeypatch.setattr(spectral, "_BYTES", 0)
+        monkeypatch.setattr(spectral, "_FEWEST", 3)
+        r = M.geodesic(z0, z1, rtol=1e-4, solver=Newton(whole=True))
+        assert torch.equal(r.length, together.length)
+        assert torch.equal(r.curve.nodes, together.curve.nodes)
 
     def test_kinks_cost_little_more(self):
         known = next(k for k in FLAT_ONTO if "leaky" in k.name.lower())
