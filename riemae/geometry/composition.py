@@ -79,7 +79,7 @@ class Composition:
         self.findings = Findings()
         self._bound = False
         self._batch_invariant: Differential | None = None
-        self._origin: Composition | None = None  # of a copy under conditions
+        self.origin: Composition | None = None  # of a copy under conditions
         self._shape: torch.Size | None = None  # of one output
         self._set_ambient(_EUCLIDEAN if ambient is None else ambient)
 
@@ -119,7 +119,7 @@ class Composition:
         twin = object.__new__(type(self))  # `copy` would forget what is known, as pickling does
         twin.__dict__.update(self.__dict__)
         twin.condition = condition
-        twin._origin = self if self._origin is None else self._origin
+        twin.origin = self if self.origin is None else self.origin
         twin.immersion = self.immersion.conditioned(condition)
         if self.embedding is self.immersion:
             twin.embedding = twin.immersion
@@ -172,9 +172,9 @@ class Composition:
         """
         if self._bound:
             return
-        if self._origin is not None:  # a copy under conditions
-            self._origin.bind(flat, self.condition and self.condition.spread(len(flat)))
-            self.__dict__.update(self._origin.at(self.condition).__dict__)
+        if self.origin is not None:  # a copy under conditions
+            self.origin.bind(flat, self.condition and self.condition.spread(len(flat)))
+            self.__dict__.update(self.origin.at(self.condition).__dict__)
             return
         self.decoder.inspect(flat, condition)
         layout = self.decoder.layout

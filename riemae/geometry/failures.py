@@ -56,11 +56,12 @@ def refuse_quantized(where: str, function: Any) -> None:
         for name, part in module.named_modules():
             if not type(part).__module__.startswith(_QUANTIZED):
                 continue
+            kind = repr(part).partition("(")[0]
             named = f" {name!r}" if name else ""
             raise DecoderError(
                 where,
                 "a decoder that computes with floating-point numbers",
-                f"a quantized layer, {part._get_name()}{named}",
+                f"a quantized layer, {kind}{named}",
                 "It rounds what it gets to 8 bits, by a scale that all points of a batch have in "
                 "common: rows depend on each other, and a staircase has no derivative. Give the "
                 "network as it was before quantization, or one with weights in half precision.",

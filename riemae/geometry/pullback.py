@@ -309,7 +309,7 @@ class PullbackMetric(PathMetric):
 
         Made where they are asked for: they refer to the metric, which refers to them.
         """
-        origin = self if self._origin is None else self._origin
+        origin = self if self.origin is None else self.origin
         assert isinstance(origin, PullbackMetric)
         if origin._connection is None:
             origin._connection = Differential(origin._symbols, self.chunk_size, what=None)
