@@ -363,18 +363,19 @@ def _in_order(layer: nn.Module) -> list[nn.Module]:
         return [layer]
     if _altered(layer):
         return [layer]
-    parts = layer._modules.values()
+    parts = list(layer)
     if nn.Sequential not in map(type, parts):
-        return list(parts)
+        return parts
     return [inner for part in parts for inner in _in_order(part)]
 
 
 def _altered(layer: nn.Module) -> bool:
     """Whether a call of a layer may do more than its class says."""
-    own = layer.__dict__
+    own = vars(layer)
     hooks = own["_forward_hooks"] or own["_forward_pre_hooks"]
     backward = own["_backward_hooks"] or own["_backward_pre_hooks"]
-    return bool(hooks or backward or "forward" in own or layer._compiled_call_impl is not None)
+    compiled = own.get("_compiled_call_impl") is not None
+    return bool(hooks or backward or compiled or "forward" in own)
 
 
 def fits(constant: Tensor, z: Tensor) -> bool:
@@ -385,7 +386,7 @@ def fits(constant: Tensor, z: Tensor) -> bool:
 
 @step_of(nn.Linear)
 def _linear(layer: Any, z: Tensor, width: int) -> Step | None:
-    own = layer._parameters
+    own = vars(layer)["_parameters"]
     weight = own.get("weight")
     if weight is None or "bias" not in own:  # they are computed from others
         return None

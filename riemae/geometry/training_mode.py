@@ -46,8 +46,8 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     found = {id(module): module}
     pending = [module]
     while pending:
-        for part in pending.pop()._modules.values():
-            if part is not None and id(part) not in found:
+        for part in pending.pop().children():
+            if id(part) not in found:
                 found[id(part)] = part
                 pending.append(part)
     return list(found.values())
