@@ -216,7 +216,8 @@ class Level:
                 self._renew(state, first, anew)
                 continue
             secants += 1
-            known = min(secants, int(since[active].max()))
+            # From a look at second derivatives on, the first step is a secant already.
+            known = min(secants, int(since[active].max()) + 1)
             if len(active) == len(running):
                 state = self._stepped(state, self.ends, first.of(), known)
                 continue
