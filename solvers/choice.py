@@ -26,12 +26,14 @@ _RESORT_STEPS = 50
 # value and Jacobian: at m = 8 Newton 5.4 and QuasiNewton 6.9, at 32 2.4 and 1.5; with transposed
 # convolutions at 64 4.0 and 1.8.
 GRADIENTS_FROM = WIDE
-# From so many on, whole curves are tried first. In fewer, where tangents are cheap and decoders of
-# several classes fold, segments are as fast.
-WHOLE_FROM = 3
-# Up to so many, whole curves are tried first: the metric at two places of a curve costs fewer
+# Whole curves are tried first up to so many: the metric at two places of a curve costs fewer
 # decodings than their gradients.
 _WHOLE_UP_TO = 64
+# And from so many on. In fewer, where tangents are cheap and decoders of several classes fold,
+# segments are as fast. Below GRADIENTS_FROM also down to this tolerance only: on digits in 8
+# dimensions whole curves take 0.5 to 0.97 of Newton's time at 1e-3, for 1,000 and for 32 pairs. At
+# 1e-4 they take more for 32, and Newton knows the Morse index besides.
+WHOLE_FROM, WHOLE_DOWN_TO = 3, 3e-4
 # From so many on, second derivatives follow only below this tolerance: a curve that gradients have
 # not brought so far in 500 steps meets a metric so badly conditioned that they take minutes.
 _COSTLY_FROM = 64
@@ -81,7 +83,7 @@ def choice(
     point = _first_finite(z)
     gradients = bool(len(point)) and gradients_only(space, point)
     fits = _fits(space, point, m)
-    solver = default_solver(m, target, fits, gradients)
+    solver = default_solver(m, target, fits, gradients, loose=rtol >= WHOLE_DOWN_TO)
     resort = None if isinstance(solver, NewtonCG) else NewtonCG(max_steps=_RESORT_STEPS)
     if not isinstance(solver, QuasiNewton):
         return Choice(solver, resort=resort)
@@ -101,24 +103,29 @@ def default_solver(
     target: Literal["minimum", "stationary"] = "minimum",
     fits: bool = True,
     gradients: bool = False,
+    loose: bool = False,
 ) -> Solver:
     """Settings for ``m`` latent dimensions.
 
-    Newton with its certificate in few, gradients in many, at first for whole curves; start curves
-    that are to be kept, even where they do not minimise, stay with Newton, matrix-free where its
-    blocks cost too much.
+    Newton with its certificate in few, where little accuracy is asked for at first for whole
+    curves; gradients in many, at first for whole curves, too. Start curves that are to be kept,
+    even where they do not minimise, stay with Newton, matrix-free where its blocks cost too much.
 
     Args:
         m: Latent dimensions.
         target: Of Newton.
         fits: Whether the second derivatives along a curve fit into memory well.
         gradients: Whether second derivatives cost far more than gradients.
+        loose: Whether little accuracy is asked for.
     """
     if target == "minimum" and not gradients and GRADIENTS_FROM <= m <= _WHOLE_UP_TO:
         return Spectral()
     if target == "minimum" and (gradients or m >= GRADIENTS_FROM):
         return QuasiNewton()
-    return _of_second_order(m, target, fits)
+    solver = _of_second_order(m, target, fits)
+    if isinstance(solver, Newton) and target == "minimum" and loose and m >= WHOLE_FROM:
+        return replace(solver, whole=True)
+    return solver
 
 
 def _of_second_order(
@@ -126,7 +133,7 @@ def _of_second_order(
 ) -> Newton | NewtonCG:
     """Newton, matrix-free where its blocks cost too much."""
     if m < MATRIX_FREE_FROM and fits:
-        return Newton(target=target, whole=target == "minimum" and m >= WHOLE_FROM)
+        return Newton(target=target)
     return NewtonCG()
 
 

@@ -55,10 +55,11 @@ _WIDER = 1.15
 # down to h⁴, or has not begun to, and falls by 8 to 25 on the next level, whatever it did before.
 _SETTLING = 1.7
 # Two levels cannot show by what the error falls from one to the next. On the first levels of
-# resolved curves it is 11 to 16, less in many dimensions, however even the speed is. There is no
-# such need where the wobble falls by this many times and more: nodes that are right beyond h² leave
-# lengths that are right beyond h⁴.
-_FROM_TWO = 1.3
+# resolved curves it is 11 to 16, less in so many dimensions and more, however even the speed is,
+# which tells nothing of deviations across the curve. There is no such need where the wobble falls
+# by this many times and more: nodes that are right beyond h² leave lengths that are right beyond
+# h⁴.
+_FROM_TWO, _MANY = 1.3, 4
 _FASTER = 3 * RATIO
 # What a solver says to have left over is often the promise of a step that it has taken since. It is
 # not believed where it is larger than the difference of two levels by more than this factor.
@@ -338,7 +339,8 @@ class Evidence:
         around = np.where(settling, max(1.0, _ACROSS * (dimension - 1)), 1.0)
         strays = np.fmin(around * wobble * now, gap + doubt)
         wide = np.maximum(soft, np.fmin(strays, wider * doubtful))
-        wide = np.fmax(wide, self._from_two(rows, wobble, careful))
+        if dimension >= _MANY:
+            wide = np.fmax(wide, self._from_two(rows, wobble, careful))
         return _MARGIN * np.maximum(reported, wide), worst
 
     def _from_two(self, rows: np.ndarray, wobble: np.ndarray, divisor: np.ndarray) -> np.ndarray:

@@ -59,6 +59,9 @@ _STEADY, _UNSTEADY = 1.5, 3.0
 # The share of a difference of lengths between two levels that the finer one is off by, at least;
 # more where the images' highest modes have fallen by less.
 _LEAST = 0.05
+# A curve is accepted by what may be left to gain at worst. In 98 % it is less than this share of
+# that, which counts in the error that is reported.
+_USUAL = 0.5
 # Images whose highest modes have not fallen by this factor are not smooth on this scale, unless
 # lengths differ by less than this share of what is asked for.
 _DECAY, _HARMLESS = 0.7, 0.5
@@ -280,12 +283,12 @@ class _Trial:
         Args:
             known: Modes of the level before; 0 on the first.
         """
-        error, on = self._judged(known)
+        left, rest, on = self._judged(known)
         # rtol is a share of the distance, which is shorter.
-        good = error <= self.rtol / (1 + self.rtol) * read(self.state.length)[0]
+        good = left + rest <= self.rtol / (1 + self.rtol) * read(self.state.length)[0]
         rows = good.nonzero()[0]
         if len(rows):
-            self._end(rows, error[rows])
+            self._end(rows, (_USUAL * left + rest)[rows])
         self._keep((on & ~good).nonzero()[0])
 
     def _end(self, rows: np.ndarray, error: np.ndarray) -> None:  # (r,), (r,)
@@ -331,8 +334,11 @@ class _Trial:
             curves = spline_of(part.z0, part.z1, part.x, self.start.segments)
             self.starts.append((self.rows[rows], curves))
 
-    def _judged(self, known: int) -> tuple[np.ndarray, np.ndarray]:
-        """Errors of lengths, NaN on the first level; and bool: where to go on makes sense."""
+    def _judged(self, known: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Errors of lengths, NaN on the first level; and bool: where to go on makes sense.
+
+        The errors in two parts: what is left to gain on this level at worst, and the rest.
+        """
         state, least, rtol = self.state, self.least, self.rtol
         told = (
             state.length,
@@ -357,10 +363,12 @@ class _Trial:
             within = ~(length < least - noise) & (length <= (1 + rtol) * begun)
             sound = regular & (length > 0) & np.isfinite(left) & within
             if not known:
-                return np.full(len(length), np.nan), sound & (change <= _UNSTEADY)
+                unknown = np.full(len(length), np.nan)
+                return unknown, unknown, sound & (change <= _UNSTEADY)
             steep = ~(length <= STEEP * least) & self.second_order & (renewed == 0)
-            error = left * length + self.unseen + noise
-        return np.where(sound & convex & ~steep, error, np.nan), sound & self.smooth
+            sure = sound & convex & ~steep
+            worst = np.where(sure, left * length, np.nan)
+        return worst, self.unseen + noise, sound & self.smooth
 
 
 def _further(state: ModeState, known: int) -> Tensor:  # -> (p,)
