@@ -267,14 +267,14 @@ class _Trial:
     def _compare(self, known: int) -> None:
         """Curves as this level sees them with what the level before has seen of the same ones."""
         state = self.state
-        told = state.length, state.before, state.fine, state.fine_before
-        length, before, fine, fine_before = read(*told)
+        # Later on this level, nothing is left to gain in the modes that are new now.
+        beyond = _further(state, known)
+        told = state.length, state.before, state.fine, state.fine_before, beyond
+        length, before, fine, fine_before, further = read(*told)
         with np.errstate(all="ignore"):
             fallen = np.sqrt(fine / fine_before)
             missed = np.abs(length - before) * np.clip(fallen, _LEAST, 1.0)
             self.smooth = (fallen < _DECAY) | (missed <= _HARMLESS * self.rtol * length)
-            # Later on this level, nothing is left to gain in the modes that are new now.
-            (further,) = read(_further(state, known))
             self.unseen = missed + further * length
 
     def _settle(self, known: int) -> None:
@@ -283,12 +283,12 @@ class _Trial:
         Args:
             known: Modes of the level before; 0 on the first.
         """
-        left, rest, on = self._judged(known)
+        worst, error, length, on = self._judged(known)
         # rtol is a share of the distance, which is shorter.
-        good = left + rest <= self.rtol / (1 + self.rtol) * read(self.state.length)[0]
+        good = worst <= self.rtol / (1 + self.rtol) * length
         rows = good.nonzero()[0]
         if len(rows):
-            self._end(rows, (_USUAL * left + rest)[rows])
+            self._end(rows, error[rows])
         self._keep((on & ~good).nonzero()[0])
 
     def _end(self, rows: np.ndarray, error: np.ndarray) -> None:  # (r,), (r,)
@@ -334,10 +334,10 @@ class _Trial:
             curves = spline_of(part.z0, part.z1, part.x, self.start.segments)
             self.starts.append((self.rows[rows], curves))
 
-    def _judged(self, known: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Errors of lengths, NaN on the first level; and bool: where to go on makes sense.
+    def _judged(self, known: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What lengths may be off by at worst, and usually, NaN on the first level; the lengths.
 
-        The errors in two parts: what is left to gain on this level at worst, and the rest.
+        And bool: where to go on makes sense.
         """
         state, least, rtol = self.state, self.least, self.rtol
         told = (
@@ -364,11 +364,12 @@ class _Trial:
             sound = regular & (length > 0) & np.isfinite(left) & within
             if not known:
                 unknown = np.full(len(length), np.nan)
-                return unknown, unknown, sound & (change <= _UNSTEADY)
+                return unknown, unknown, length, sound & (change <= _UNSTEADY)
             steep = ~(length <= STEEP * least) & self.second_order & (renewed == 0)
             sure = sound & convex & ~steep
-            worst = np.where(sure, left * length, np.nan)
-        return worst, self.unseen + noise, sound & self.smooth
+            most = np.where(sure, left * length, np.nan)
+            rest = self.unseen + noise
+        return most + rest, _USUAL * most + rest, length, sound & self.smooth
 
 
 def _further(state: ModeState, known: int) -> Tensor:  # -> (p,)

@@ -204,7 +204,7 @@ def on_host(x: Tensor) -> np.ndarray:
     """A tensor as an array, not to be written to."""
     if x.requires_grad:
         x = x.detach()
-    if not x.is_cpu:
+    if not at_hand(x):
         x = x.cpu()
     return x.numpy()
 
