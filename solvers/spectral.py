@@ -41,6 +41,7 @@ from riemae.solvers.polynomials import (
     spline_of,
     velocities,
 )
+from riemae.solvers.secants import remaining
 from riemae.solvers.solver import Attempt
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
@@ -59,12 +60,15 @@ _STEADY, _UNSTEADY = 1.5, 3.0
 # The share of a difference of lengths between two levels that the finer one is off by, at least;
 # more where the images' highest modes have fallen by less.
 _LEAST = 0.05
-# A curve is accepted by what may be left to gain at worst. In 98 % it is less than this share of
-# that, which counts in the error that is reported.
-_USUAL = 0.5
+# What no level has seen is extrapolated from the last two: on rough maps it is up to so many times
+# as much. On smooth ones it is little beside what is left.
+_UNSEEN = 2.5
 # Images whose highest modes have not fallen by this factor are not smooth on this scale, unless
 # lengths differ by less than this share of what is asked for.
 _DECAY, _HARMLESS = 0.7, 0.5
+# The same for a curve that is accepted: those of decoders on digits fall by 0.35 and less, those of
+# maps with a jump in a second derivative by 0.4 and more, and what follows is then not foreseen.
+_FALLEN, _SETTLED = 0.4, 0.05
 # Where the metric at a few places fits, a curve takes some three steps and half as many again per
 # digit. More of them say that it does not, and that most of what is left may lie where no secant
 # has been: that counts by the cube of their number.
@@ -194,6 +198,7 @@ class _Trial:
         self.least = least
         self.unseen = np.full(len(least), np.nan)
         self.smooth = np.ones(len(least), dtype=bool)
+        self.resolved = np.zeros(len(least), dtype=bool)
         self.secants = 0
         self.ended: list[Settled] = []
         self.starts: list[tuple[np.ndarray, Curve]] = []
@@ -274,8 +279,10 @@ class _Trial:
         with np.errstate(all="ignore"):
             fallen = np.sqrt(fine / fine_before)
             missed = np.abs(length - before) * np.clip(fallen, _LEAST, 1.0)
-            self.smooth = (fallen < _DECAY) | (missed <= _HARMLESS * self.rtol * length)
-            self.unseen = missed + further * length
+            share = missed / (self.rtol * length)
+            self.smooth = (fallen < _DECAY) | (share <= _HARMLESS)
+            self.resolved = (fallen < _FALLEN) | (share <= _SETTLED)
+            self.unseen = _UNSEEN * (missed + further * length)
 
     def _settle(self, known: int) -> None:
         """Curves that are good enough end, and those on which nothing can come of it.
@@ -322,6 +329,7 @@ class _Trial:
         self.ends = self.ends[there]
         self.rows, self.least = self.rows[those], self.least[those]
         self.unseen, self.smooth = self.unseen[those], self.smooth[those]
+        self.resolved = self.resolved[those]
 
     def _leave(self) -> None:
         """What has come of curves that are not good enough, for segments to begin with."""
@@ -350,8 +358,10 @@ class _Trial:
             state.since,
             state.change,
             state.renewed,
+            # As the present step promises.
+            _further_steps(state),
         )
-        length, left, noise, regular, convex, begun, steps, change, renewed = read(*told)
+        length, left, noise, regular, convex, begun, steps, change, renewed, hoped = read(*told)
         usual = _STEPS + _STEPS_A_DIGIT * -math.log10(rtol)
         # Second derivatives were looked at where the curve is.
         change = np.where(renewed > 0, 1.0, change)
@@ -366,10 +376,17 @@ class _Trial:
                 unknown = np.full(len(length), np.nan)
                 return unknown, unknown, length, sound & (change <= _UNSTEADY)
             steep = ~(length <= STEEP * least) & self.second_order & (renewed == 0)
-            sure = sound & convex & ~steep
+            sure = sound & convex & ~steep & self.resolved
             most = np.where(sure, left * length, np.nan)
+            # Steps that gain digits leave less than their gains so far make one fear.
+            usual = np.cbrt(most * np.minimum(most, hoped * length) ** 2)
             rest = self.unseen + noise
-        return most + rest, _USUAL * most + rest, length, sound & self.smooth
+        return most + rest, usual + rest, length, sound & self.smooth
+
+
+def _further_steps(state: ModeState) -> Tensor:  # -> (p,)
+    """The relative length that further steps would gain, if the last inverse Hessian is right."""
+    return remaining(state.slope, torch.full_like(state.gains, torch.nan)) / (2 * state.energy)
 
 
 def _further(state: ModeState, known: int) -> Tensor:  # -> (p,)
