@@ -622,7 +622,12 @@ def main(arguments: list[str] | None = None) -> None:
         again = {(name, case.name) for name in plans for case in chosen}
         if options.anew and "default" in plans:
             again |= {(SEARCH, case.name) for case in chosen}
-        rows = [row for row in rows if (row["solver"], row["space"]) not in again]
+        rows = [
+            row
+            for row in rows
+            if (row["solver"], row["space"]) not in again
+            or (options.rtol and row["rtol"] not in options.rtol)
+        ]
 
     silent = options.quick and not options.folder
     with warnings.catch_warnings():

@@ -68,7 +68,7 @@ _UNSEEN = 2.5
 _DECAY, _HARMLESS = 0.7, 0.5
 # The same for a curve that is accepted: those of decoders on digits fall by 0.35 and less, those of
 # maps with a jump in a second derivative by 0.4 and more, and what follows is then not foreseen.
-_FALLEN, _SETTLED = 0.4, 0.05
+_FALLEN, _SETTLED = 0.4, 0.005
 # Where the metric at a few places fits, a curve takes some three steps and half as many again per
 # digit. More of them say that it does not, and that most of what is left may lie where no secant
 # has been: that counts by the cube of their number.
