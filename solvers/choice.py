@@ -31,8 +31,8 @@ GRADIENTS_FROM = WIDE
 _WHOLE_UP_TO = 64
 # And from so many on. In fewer, where tangents are cheap and decoders of several classes fold,
 # segments are as fast. Below GRADIENTS_FROM also down to this tolerance only: on digits in 8
-# dimensions whole curves take 0.5 to 0.97 of Newton's time at 1e-3, for 1,000 and for 32 pairs. At
-# 1e-4 they take more for 32, and Newton knows the Morse index besides.
+# dimensions whole curves take 0.54 and 0.86 of Newton's time at 1e-3, for 1,000 and for 32
+# pairs. At 1e-4 they take more for 32, and Newton knows the Morse index besides.
 WHOLE_FROM, WHOLE_DOWN_TO = 3, 3e-4
 # From so many on, second derivatives follow only below this tolerance: a curve that gradients have
 # not brought so far in 500 steps meets a metric so badly conditioned that they take minutes.

@@ -204,6 +204,11 @@ def boldest(energy: Tensor, left: Tensor) -> Tensor:  # (p,), (p,) -> (p,)
     return (BOLDEST * 2 * energy / left).sqrt().clamp(max=1)
 
 
+def hoped(slope: Tensor) -> Tensor:  # (p,) -> (p,)
+    """How much lower the energy may come if the inverse Hessian of the last step is right."""
+    return _DOUBT * (-slope / 2)
+
+
 def remaining(slope: Tensor, gains: Tensor) -> Tensor:  # (p,), (p, w)
     """How much lower the energy may come.
 
@@ -211,11 +216,10 @@ def remaining(slope: Tensor, gains: Tensor) -> Tensor:  # (p,), (p, w)
     geometric series, of the slower ratio that the last steps have shown: one by one and, where
     enough are known, five by five and by halves of all.
     """
-    promised = -slope / 2
     gains = gains.clamp(min=0)
     last, before, first = gains[:, :3].unbind(1)
     ratio = torch.fmax(last / before, (last / first).sqrt()).clamp(max=_SLOWEST)
-    most = torch.fmax(promised, last * ratio / (1 - ratio))
+    most = torch.fmax(-slope / 2, last * ratio / (1 - ratio))
     half = gains.shape[1] // 2
     for count in (_FEW, half):
         if count > half:

@@ -41,7 +41,7 @@ from riemae.solvers.polynomials import (
     spline_of,
     velocities,
 )
-from riemae.solvers.secants import remaining
+from riemae.solvers.secants import hoped
 from riemae.solvers.solver import Attempt
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
@@ -358,14 +358,13 @@ class _Trial:
             state.since,
             state.change,
             state.renewed,
-            # As the present step promises.
-            _further_steps(state),
+            hoped(state.slope) / (2 * state.energy),
         )
-        length, left, noise, regular, convex, begun, steps, change, renewed, hoped = read(*told)
-        usual = _STEPS + _STEPS_A_DIGIT * -math.log10(rtol)
+        length, left, noise, regular, convex, begun, steps, change, renewed, few = read(*told)
+        expected = _STEPS + _STEPS_A_DIGIT * -math.log10(rtol)
         # Second derivatives were looked at where the curve is.
         change = np.where(renewed > 0, 1.0, change)
-        left = left * np.maximum(steps / usual, 1.0) ** 3 * np.maximum(change / _STEADY, 1.0)
+        left = left * np.maximum(steps / expected, 1.0) ** 3 * np.maximum(change / _STEADY, 1.0)
         # Where they had to be looked at again and again, they change with every step.
         left = left * np.maximum(renewed - 1, 1)
         with np.errstate(all="ignore"):
@@ -379,14 +378,9 @@ class _Trial:
             sure = sound & convex & ~steep & self.resolved
             most = np.where(sure, left * length, np.nan)
             # Steps that gain digits leave less than their gains so far make one fear.
-            usual = np.cbrt(most * np.minimum(most, hoped * length) ** 2)
+            usual = np.cbrt(most * np.minimum(most, few * length) ** 2)
             rest = self.unseen + noise
         return most + rest, usual + rest, length, sound & self.smooth
-
-
-def _further_steps(state: ModeState) -> Tensor:  # -> (p,)
-    """The relative length that further steps would gain, if the last inverse Hessian is right."""
-    return remaining(state.slope, torch.full_like(state.gains, torch.nan)) / (2 * state.energy)
 
 
 def _further(state: ModeState, known: int) -> Tensor:  # -> (p,)

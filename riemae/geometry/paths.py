@@ -167,12 +167,12 @@ class PathMetric(Composition):
         n = count - 1
         # Fused kernels often lack second backward passes.
         with PORTABLE.active(second_order=True):
-            ends = self._images(nodes[:, ::n].detach()).detach()
+            ends = self._images_of_ends(nodes[:, ::n].detach()).detach()
             interior = nodes[:, 1:-1].detach().requires_grad_()
             x = self.batch_invariant.value(interior.flatten(0, 1))
             x = x.view(p, n - 1, -1)
             w = torch.zeros_like(x).requires_grad_()
-            path = torch.cat([ends[:, :1], x, ends[:, 1:]], 1)
+            path = _joined(ends, x)
             steps = path.diff(dim=1)
             chords = self._squared_steps(path, steps)
         points = path.detach()

@@ -26,6 +26,7 @@ def quantized():
         return torch.ao.quantization.quantize_dynamic(network(), {nn.Linear}, dtype=torch.qint8)
 
 
+# Quantized layers cannot even be made there.
 needs_engine = pytest.mark.skipif(
     torch.backends.quantized.engine == "none", reason="this torch has no quantized kernels"
 )
@@ -59,7 +60,7 @@ class Attending(nn.Module):
         return self.last(self.attention(tokens, tokens, tokens)[:, 0, :, 0])
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # torch warns that it runs uncompiled, in words of its own
 @pytest.mark.parametrize("call", ["metric", "christoffel"])
 def test_flex_attention_on_a_cpu_is_named(call):
     decoder = Attending(flex_attention).eval()
