@@ -15,7 +15,7 @@ from riemae.solvers.state import placed
 
 # On the first level, curves whose speed wobbles by more than this get the geodesic's own velocities
 # at once.
-_WOBBLE = 1e-2
+_WOBBLE = 3e-2
 # A curve may be longer than what a coarser level has measured by this share of what is allowed
 # before that is measured again. The reported error is no smaller than the difference.
 _LONGER = 0.05

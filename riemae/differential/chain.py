@@ -37,11 +37,15 @@ from torch.nn import functional as F
 from riemae.differential.rules.elementwise import CLOSED, Elementwise
 from riemae.differential.tangents import bent, plus
 from riemae.differential.tape import Pairs, products
+from riemae.numerics.batch_invariance import aligned
 from riemae.numerics.transforms import transformed
 
 # Tangents (k, b, n), or (k, 1, n) where they are those of every point; second derivatives
 # (p, b, n), None where they vanish.
 Parts = tuple[Tensor, Tensor | None]
+# Products of tangents that all points share are written out up to so many numbers, of so many per
+# product: longer sums several threads would share out, in an order that depends on the batch.
+_TABLE, _TABLE_ROW = 2**20, 512
 Covectors = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -264,8 +268,7 @@ def _bending(passed: list[_Passed], a: Tensor, first: Tensor) -> Tensor:  # -> (
     form = None
     for here in reversed(passed):
         if here.bend is not None:
-            weighted = a * here.bend * here.first
-            form = plus(form, products(weighted, here.first.expand_as(weighted), b))
+            form = plus(form, _bent(a * here.bend, here.first))
         if here is passed[0]:  # nothing bends before it
             break
         if here.slope is None:
@@ -273,6 +276,19 @@ def _bending(passed: list[_Passed], a: Tensor, first: Tensor) -> Tensor:  # -> (
         else:
             a = a * here.slope
     return first.new_zeros(b, c, c) if form is None else form
+
+
+def _bent(weight: Tensor, first: Tensor) -> Tensor:  # (b, n), (c, b, n) -> (b, c, c)
+    """``Σ weight x_i x_j`` over the numbers of each point."""
+    b, n = weight.shape
+    c, points, _ = first.shape
+    if points == b or n > _TABLE_ROW or c**2 * n > _TABLE:
+        weighted = weight * first
+        return products(weighted, first.expand_as(weighted), b)
+    # Tangents that are those of every point: one product of matrices serves all of them.
+    shared = aligned(first[:, 0], -1)
+    table = (shared[:, None] * shared).flatten(0, 1)
+    return F.linear(aligned(weight, -1), table).view(b, c, c)
 
 
 def _once(directions: Tensor) -> Tensor:  # (c, b, m) -> (c, b, m) or (c, 1, m)

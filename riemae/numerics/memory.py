@@ -20,6 +20,8 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 # What torch's allocator on the CPU says when it gets nothing.
 _ALLOCATOR = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
 _UNKNOWN = 8 * 2**30
+# Below 32 MiB, the most that glibc heeds.
+_BLOCK = 31 * 2**20
 _ADVICE = (
     "Hold fewer points at once with Manifold(..., chunk_size=), solve fewer pairs at a time, solve "
     "without matrices (solver=solvers.NewtonCG()), or in float32 (M.to(dtype=torch.float32))."
@@ -51,6 +53,18 @@ def _of_the_machine() -> int:
         if text.isdigit():
             known.append(int(text))
     return min(known)
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have the C library keep some tens of megabytes of freed memory, where it is glibc.
+
+    It returns freed memory to the system as soon as there is twice as much as the largest block
+    that was ever freed on its own. A pass over a few hundred points then asks for the same pages
+    each time, which takes a tenth of a geodesic. One large block, never touched, tells it better;
+    any tensor of that size does the same.
+    """
+    torch.empty(_BLOCK, dtype=torch.uint8)
 
 
 def is_shortage(reason: BaseException | None) -> bool:

@@ -33,7 +33,7 @@ _DEGREES = (
     (0.0, ((7, 10), (13, 17), (17, 22), (24, 30))),
 )
 _HISTORY, _MAX_GRADIENTS = 4, 30
-_PATIENCE = 6  # steps at one resolution after which a curve is looked at; most end before
+_PATIENCE = 10  # steps at one resolution after which a curve is looked at; most end before
 
 
 @dataclass(frozen=True)
