@@ -31,7 +31,7 @@ from riemae.solvers.bumps import bends, bumps_of, curve_of, finer
 from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import energy_and_gradient, precision_of
 from riemae.solvers.measure import Measure
-from riemae.solvers.secants import descent, remaining, remembered
+from riemae.solvers.secants import curved, descent, remaining, remembered
 from riemae.solvers.solver import Attempt
 from riemae.solvers.space import Space
 
@@ -207,9 +207,9 @@ class _Descent:
         gain = torch.where(gain.abs() <= grain, shown, gain)
         if bool(gain > 0):
             # Trials that are not taken have gone too far for their secants to say much here.
-            seen = torch.ones_like(energy, dtype=torch.bool)
             change = gradient - self.gradient
-            self.moves, self.changes = remembered(self.moves, self.changes, direction, change, seen)
+            secant = direction, change, curved(direction, change)[1]
+            self.moves, self.changes = remembered(self.moves, self.changes, *secant)
             self.bumps, self.energy, self.gradient = trial, energy, gradient
             self.gains = torch.cat([gain[:, None], self.gains[:, :-1]], 1)
         return float(gain)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -14,13 +14,12 @@ from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import precision_of, pulled_of
 from riemae.solvers.mode_hessian import ModeHessian
 from riemae.solvers.polynomials import (
-    energy_force,
-    fine_share,
+    force_and_fine,
+    inner_points,
     lobatto_weights,
     mode_energies,
     modes_of,
-    points_on,
-    slope_in_modes,
+    slope_of_inner,
     velocities,
 )
 from riemae.solvers.secants import Search, boldest, remaining
@@ -48,14 +47,14 @@ class ModeState(Search):
     """Progress on ``p`` curves, whose modes are sought.
 
     Attributes:
-        z0: ``(p, m)``.
-        z1: ``(p, m)``.
+        corners: ``(p, 2, m)``, the end points.
+        straight: ``(p,)``, their squared distance.
+        size: ``(p,)``, of the larger one's image.
         begun: ``(p,)``, the length of the start curves.
-        length: ``(p,)``, of the present curves as this level sees them.
-        fine: ``(p,)``, the share of the images' highest modes in their energy.
-        noise: ``(p,)``, what rounding makes of the length.
+        seen_as: ``(p, 2)``: the length of the present curves as this level sees them, and how much
+            of their energy is in the images' highest modes.
         before: ``(p,)``, the length at which the level before ended.
-        fine_before: ``(p,)``, the share there.
+        fine_before: ``(p,)``, the share of the images' highest modes in the energy there.
         left: ``(p,)``, the relative length that is left to gain.
         doubt: ``(p,)``, no less of that is believed before second derivatives are looked at.
         steps: ``(p,)``, gradients taken.
@@ -68,12 +67,11 @@ class ModeState(Search):
             where the metric is known.
     """
 
-    z0: Tensor
-    z1: Tensor
+    corners: Tensor
+    straight: Tensor
+    size: Tensor
     begun: Tensor
-    length: Tensor
-    fine: Tensor
-    noise: Tensor
+    seen_as: Tensor
     before: Tensor
     fine_before: Tensor
     left: Tensor
@@ -87,34 +85,55 @@ class ModeState(Search):
     change: Tensor
 
     @classmethod
-    def about(cls, start: Curve, modes: int, history: int, first: ModeHessian) -> ModeState:
-        """About start curves."""
+    def about(
+        cls, start: Curve, modes: int, history: int, first: ModeHessian, ends: Tensor
+    ) -> ModeState:
+        """About start curves, with the images ``(p, 2, D)`` of their end points."""
         nodes = start.nodes
         p = len(nodes)
-        none = nodes.new_zeros(p)
-        one = torch.ones_like(none)
-        count = torch.zeros(p, dtype=torch.int64, device=nodes.device)
+        corners = nodes[:, :: nodes.shape[1] - 1]
+        begun, before, fine_before, doubt = nodes.new_zeros(4, p).unbind()
+        steps, since, renewed = torch.zeros(3, p, dtype=torch.int64, device=nodes.device).unbind()
         return cls.begin(
             modes_of(start, modes),
             history,
-            z0=nodes[:, 0],
-            z1=nodes[:, -1],
-            begun=none,
-            length=torch.full_like(none, torch.nan),
-            fine=torch.full_like(none, torch.nan),
-            noise=none,
-            before=none,
-            fine_before=none,
-            left=torch.full_like(none, torch.inf),
-            doubt=none,
-            steps=count,
-            since=count,
-            renewed=count,
-            convex=one,
+            corners=corners,
+            straight=(corners[:, 1] - corners[:, 0]).square().sum(1),
+            size=torch.linalg.vector_norm(ends, dim=2).amax(1),
+            begun=begun,
+            seen_as=nodes.new_full((p, 2), torch.nan),
+            before=before,
+            fine_before=fine_before,
+            left=nodes.new_full((p,), torch.inf),
+            doubt=doubt,
+            steps=steps,
+            since=since,
+            renewed=renewed,
+            convex=nodes.new_ones(p),
             regular=first.regular,
             mean=first.mean,
             change=first.change,
         )
+
+    @property
+    def z0(self) -> Tensor:
+        """``(p, m)``."""
+        return self.corners[:, 0]
+
+    @property
+    def z1(self) -> Tensor:
+        """``(p, m)``."""
+        return self.corners[:, 1]
+
+    @property
+    def length(self) -> Tensor:
+        """``(p,)``, of the present curves as this level sees them."""
+        return self.seen_as[:, 0]
+
+    @property
+    def fine(self) -> Tensor:
+        """``(p,)``, the share of the images' highest modes in their energy."""
+        return self.seen_as[:, 1] / self.energy
 
     def extended(self, modes: int) -> ModeState:
         """With further modes, which are 0, and nothing known of the energy."""
@@ -137,11 +156,23 @@ class ModeState(Search):
             fine_before=self.fine,
         )
 
+    def take(self, rows: Tensor, part: ModeState) -> None:
+        """Write what steps have changed back to the curves at ``rows``."""
+        for name in _MOVING:
+            getattr(self, name)[rows] = getattr(part, name)
+
     def squared(self, rows: Tensor, v: Tensor) -> Tensor:  # (q,), (q, j, m) -> (q,)
         """The mean square of velocities, in the mean metric along the start where it is known."""
         if not self.mean.shape[1]:
             return v.square().sum(2).mean(1)
         return ((v @ self.mean[rows]) * v).sum(2).mean(1)
+
+
+# What a step changes.
+_MOVING = (
+    *(f.name for f in fields(Search)),
+    *("seen_as", "left", "doubt", "steps", "since", "renewed", "convex"),
+)
 
 
 @dataclass(frozen=True)
@@ -194,42 +225,65 @@ class Level:
         Nothing shorter than ``least`` joins their ends.
         """
         secants = self.secants
-        renewals = np.full(len(state.x), _RENEWALS if self.renews else 0)
+        # Those that still go, a curve that has come to its end does not begin again.
+        rows = np.arange(len(state.x))
+        part, ends = state, self.ends
+        inverse: Callable[[Tensor], Tensor] | None = None
+        renewals = np.full(len(rows), _RENEWALS if self.renews else 0)
         while True:
-            going = (state.left > self._goal(state)) & self.alive(state)
-            running, since, renewed, length, misses, convex = read(
-                going, state.since, state.renewed, state.length, state.misses, state.convex > 0
+            going, since, renewed, length, misses, convex, steps, left = read(
+                self._goal(part),
+                part.since,
+                part.renewed,
+                part.length,
+                part.misses,
+                part.convex,
+                part.steps,
+                part.left,
             )
+            running = (left > going) & (misses < _MISSES) & (steps < self.max_gradients)
             tired = running & (since > _TIRED) & (misses == 0)
             renewable = renewals > 0
             if self.renews is not None:
                 # Where the manifold bends much, tangents alone do not tell what is left.
-                unsure = np.where(renewed > 0, ~convex & (since > 0), ~(length <= STEEP * least))
+                steep = ~(length <= STEEP * least[rows])
+                unsure = np.where(renewed > 0, ~(convex > 0) & (since > 0), steep)
                 tired |= unsure & ~running & renewable
                 running = (running & ~tired) | (tired & renewable)
-            active = running.nonzero()[0]
-            if not len(active):
-                return state, secants
-            anew = (tired & renewable).nonzero()[0]
+            on = running.nonzero()[0]
+            if len(on) < len(rows):
+                if part.x.shape == state.x.shape:
+                    state = part
+                else:
+                    off = placed((~running).nonzero()[0], part.x)
+                    state.take(placed(rows[~running], state.x), part.select(off))
+                if not len(on):
+                    return state, secants
+                there = placed(on, part.x)
+                part, ends = part.select(there), ends[there]
+                rows, renewals, inverse = rows[on], renewals[on], None
+                tired, since = tired[on], since[on]
+            anew = (tired & (renewals > 0)).nonzero()[0]
             if len(anew):
                 renewals[anew] -= 1
-                self._renew(state, first, anew)
+                self._renew(part, first, rows, anew)
+                inverse = None
                 continue
+            if inverse is None:
+                every = len(rows) == len(state.x)
+                inverse = first.of(None if every else placed(rows, state.x))
             secants += 1
             # From a look at second derivatives on, the first step is a secant already.
-            known = min(secants, int(since[active].max()) + 1)
-            if len(active) == len(running):
-                state = self._stepped(state, self.ends, first.of(), known)
-                continue
-            those = placed(active, state.x)
-            part = self._stepped(state.select(those), self.ends[those], first.of(those), known)
-            state.update(those, part)
+            known = min(secants, int(since.max()) + 1)
+            part = self._stepped(part, ends, inverse, known)
 
-    def _renew(self, state: ModeState, first: ModeHessian, rows: np.ndarray) -> None:
-        """Curves at ``rows`` with second derivatives, in place of secants."""
-        those = placed(rows, state.x)
+    def _renew(
+        self, state: ModeState, first: ModeHessian, rows: np.ndarray, anew: np.ndarray
+    ) -> None:
+        """Curves at ``anew`` of those at ``rows`` with second derivatives, in place of secants."""
+        those = placed(anew, state.x)
         part = state.select(those)
-        convex = first.renewed(self.space, rows, part.z0, part.z1, part.x)
+        convex = first.renewed(self.space, rows[anew], part.z0, part.z1, part.x)
         zero = torch.zeros_like(part.since)
         part = replace(
             part,
@@ -243,61 +297,59 @@ class Level:
             convex=convex,
         )
         every = torch.ones_like(part.left, dtype=torch.bool)
-        part, left = part.aimed(first.of(those), every, 0)
-        state.update(those, replace(part, left=left / (2 * part.energy)))
-
-    def alive(self, state: ModeState) -> Tensor:  # -> (p,)
-        """Whether curves may take another gradient."""
-        return (state.misses < _MISSES) & (state.steps < self.max_gradients)
+        inverse = first.of(placed(rows[anew], state.x))
+        part, left = part.aimed(inverse, every, 0)
+        state.take(those, replace(part, left=left / (2 * part.energy)))
 
     def _goal(self, state: ModeState) -> Tensor:  # -> (p,)
         """What may be left to gain on this level, relatively."""
         shares = state.x.square().sum(2) * mode_energies(self.degree - 1, state.x)
-        total = (state.z1 - state.z0).square().sum(1) + shares.sum(1)
-        unseen = shares[:, -2:].sum(1) / total / 2
-        return (_TRUNCATED * unseen).clamp(min=_SHARE * self.rtol)
+        total = state.straight + shares.sum(1)
+        unseen = shares[:, -2:].sum(1) / total
+        return (_TRUNCATED / 2 * unseen).clamp(min=_SHARE * self.rtol)
+
+    def noise(self, length: np.ndarray, size: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+        """What rounding makes of lengths ``(p,)`` between images of such sizes."""
+        eps = precision_of(self.space, dtype).eps
+        # What does not cancel along the curve, and what uneven speeds add.
+        rough = eps * self.count**2 * size
+        noise: np.ndarray = _GRAIN * eps * (size + length) + rough**2 / length
+        return noise
 
     def _stepped(
         self, state: ModeState, ends: Tensor, first: Callable[[Tensor], Tensor], secants: int
     ) -> ModeState:
         """After a look at the trials, with the next ones."""
         eps = precision_of(self.space, state.x.dtype).eps
-        points = points_on(state.z0, state.z1, state.trial, self.count)
-        found = pulled_of(self.space, points[:, 1:-1], self._force, ends)
+        points = inner_points(state.corners, state.trial, self.count)
+        found = pulled_of(self.space, points, self._force, ends)
         assert found is not None
-        inner, told = found
-        along = pad(inner, (0, 0, 1, 1))
-        energy, length, fine, size = told.unbind(1)
-        gradient = slope_in_modes(along, self.degree - 1)
-        state, good = state.seen(energy, gradient, _ROUNDING * eps * self.count)
-        # Rounding of images: what does not cancel along the curve, and what uneven speeds add.
-        rough = eps * self.count**2 * size
-        noise = _GRAIN * eps * (size + length) + rough.square() / length
+        along, told = found
+        gradient = slope_of_inner(along, self.degree - 1)
+        state, good = state.seen(told[:, 0], gradient, _ROUNDING * eps * self.count)
         before = state.left
         state, left = state.aimed(first, good, secants)
         left = left / (2 * state.energy)
-        since = state.since + 1
         doubt = state.doubt
         if self.renews is not None:
             # Secants across a trial that was too long do not tell what is left here.
             doubt = torch.where(good, doubt, torch.maximum(doubt, before))
+            left = torch.maximum(left, doubt)
         return replace(
             state,
             doubt=doubt,
-            length=torch.where(good, length, state.length),
-            fine=torch.where(good, fine / energy, state.fine),
-            noise=torch.where(good, noise, state.noise),
-            left=torch.maximum(left, doubt),
+            seen_as=torch.where(good[:, None], told[:, 1:], state.seen_as),
+            left=left,
             steps=state.steps + 1,
-            since=since,
+            since=state.since + 1,
         )
 
-    def _force(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p, q, D), (p, 4)
-        """The energy's gradient in the images, and energy, length, fine share and size."""
+    def _force(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p, q, D), (p, 3)
+        """The energy's gradient in the images, and energy, length and fine share of it."""
         v = velocities(x)
         squares = v.square().sum(-1)
         weights = lobatto_weights(self.count, squares)
         energy = (squares * weights).sum(-1)
         length = (squares.sqrt() * weights).sum(-1)
-        size = x[:, :: self.count - 1].norm(dim=-1).amax(1)
-        return energy_force(v), torch.stack([energy, length, fine_share(v), size], 1)
+        force, fine = force_and_fine(v)
+        return force, torch.stack([energy, length, fine], 1)

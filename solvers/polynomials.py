@@ -59,6 +59,12 @@ def points_on(z0: Tensor, z1: Tensor, modes: Tensor, count: int) -> Tensor:
     return line + apply_matrix(bends, modes)
 
 
+def inner_points(corners: Tensor, modes: Tensor, count: int) -> Tensor:  # -> (p, q − 2, m)
+    """The points of :func:`points_on` between the ends ``(p, 2, m)``."""
+    every = torch.cat([corners, modes], 1)
+    return apply_matrix(constant(_inner, (modes.shape[1], count), modes), every)
+
+
 def velocities_on(z0: Tensor, z1: Tensor, modes: Tensor, count: int) -> Tensor:
     """Velocities ``(p, q, m)`` of the curves at the points of :func:`points_on`."""
     slopes = constant(_slopes, (modes.shape[1], count), z0)
@@ -81,6 +87,11 @@ def slope_in_modes(along: Tensor, modes: int) -> Tensor:  # (p, q, m) -> (p, k, 
     return apply_matrix(constant(_bends_transposed, (modes, along.shape[1]), along), along)
 
 
+def slope_of_inner(along: Tensor, modes: int) -> Tensor:  # (p, q − 2, m) -> (p, k, m)
+    """The gradient in the modes, from that in the points of :func:`inner_points`."""
+    return apply_matrix(constant(_inner_transposed, (modes, along.shape[1] + 2), along), along)
+
+
 def slope_at_places(along: Tensor, modes: int) -> Tensor:  # (p, s, m) -> (p, k, m)
     """The gradient in the modes, from that in places evenly spaced inside the curve."""
     return apply_matrix(constant(_bends_at_places, (modes, along.shape[1]), along), along)
@@ -94,6 +105,13 @@ def velocities(x: Tensor) -> Tensor:  # (p, q, D) -> (p, q, D)
 def energy_force(v: Tensor) -> Tensor:  # (p, q, D) -> (p, q, D)
     """The gradient in the images of ``∫ |v|² dt``, from their velocities."""
     return apply_matrix(constant(_force, (v.shape[1],), v), v)
+
+
+def force_and_fine(v: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p, q, D), (p,)
+    """What :func:`energy_force` and :func:`fine_share` say."""
+    count = v.shape[1]
+    both = apply_matrix(constant(_force_and_finest, (count,), v), v)
+    return both[:, :count], both[:, count:].square().sum((1, 2))
 
 
 def fine_share(v: Tensor) -> Tensor:  # (p, q, D) -> (p,)
@@ -194,6 +212,15 @@ def _bends_transposed(modes: int, count: int) -> np.ndarray:
     return _padded(_integrals(_times(count), modes).T)
 
 
+def _inner(modes: int, count: int) -> np.ndarray:  # (q − 2, 2 + k)
+    t = _times(count)[1:-1, None]
+    return _padded(np.concatenate([1 - t, t, _integrals(t[:, 0], modes)], 1))
+
+
+def _inner_transposed(modes: int, count: int) -> np.ndarray:
+    return _padded(_integrals(_times(count)[1:-1], modes).T)
+
+
 def _bends_at_places(modes: int, places: int) -> np.ndarray:
     times = np.linspace(0, 1, places + 2)[1:-1]
     return _padded(_integrals(times, modes).T)
@@ -283,6 +310,10 @@ def _tangent_overlaps(
         parts.append(np.einsum("t,at,kt,lt->akl", weights, hats, phi, phi) / 2)
     shares = np.concatenate(parts)
     return _padded(shares.reshape(len(shares), -1).T)
+
+
+def _force_and_finest(count: int) -> np.ndarray:  # (q + 2, q)
+    return np.concatenate([_force(count), _finest(count)])
 
 
 @lru_cache

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,22 +60,23 @@ class Search(Columns):
 
     @classmethod
     def begin(cls: type[S], x: Tensor, history: int, **more: Tensor) -> S:  # (p, k, m)
-        """At places of which nothing is known."""
-        zero = x.new_zeros(len(x))
-        none = torch.zeros_like(x)[:, None].expand(-1, history, -1, -1)
+        """At places of which nothing is known; ``more`` fields are kept as they are."""
+        p, k, m = x.shape
+        # Each with memory of its own: curves are written to in place.
+        slope, misses = x.new_zeros(2, p).unbind()
+        moves, changes = x.new_zeros(2, p, history, k, m).unbind()
         return cls(
             x=x.clone(),
             trial=x.clone(),
-            energy=torch.full_like(zero, torch.inf),
+            energy=x.new_full((p,), torch.inf),
             gradient=torch.zeros_like(x),
-            slope=zero,
-            stride=torch.ones_like(zero),
-            misses=zero,
-            gains=torch.full_like(zero, torch.nan)[:, None].expand(-1, 3).clone(),
-            moves=none.clone(),
-            changes=none.clone(),
-            # Each with memory of its own: curves are written to in place.
-            **{name: y.clone() for name, y in more.items()},
+            slope=slope,
+            stride=x.new_ones(p),
+            misses=misses,
+            gains=x.new_full((p, 3), torch.nan),
+            moves=moves,
+            changes=changes,
+            **more,
         )
 
     def seen(self: S, energy: Tensor, gradient: Tensor, eps: float) -> tuple[S, Tensor]:
@@ -101,7 +103,7 @@ class Search(Columns):
         slope = (self.gradient * direction).sum((1, 2))
         left = remaining(slope, self.gains)
         stride = torch.where(good, boldest(self.energy, left), self.stride)
-        trial = self.x + stride[:, None, None] * direction
+        trial = torch.addcmul(self.x, stride[:, None, None], direction)
         return replace(self, trial=trial, slope=slope, stride=stride), left
 
 
@@ -123,7 +125,7 @@ def looked(
 ) -> tuple[dict[str, Any], Tensor]:
     """Fields of a state after a look at trial places, and ``(p,)`` bool: where they are taken.
 
-    The first look at a curve is always taken.
+    The first look at a curve is always taken. The stride is that of a trial which was not.
 
     Args:
         state: Before it.
@@ -133,25 +135,26 @@ def looked(
         eps: Rounding.
     """
     fresh = state.energy.isinf()
-    finite = energy.isfinite() & gradient.flatten(1).isfinite().all(1)
-    promised = state.stride * state.slope
-    limit = (1 + eps) * state.energy + _SUFFICIENT * promised
-    good = fresh | (finite & (energy <= limit))
+    promised = state.stride * state.slope  # the old gradient along the move
     change = gradient - state.gradient
-    moves, changes = remembered(state.moves, state.changes, move, change, finite & ~fresh)
+    curvature, useful = curved(move, change)
+    # A gradient that is not finite leaves no finite product, not even with 0.
+    finite = (curvature + energy).abs() < torch.inf
+    limit = torch.add((1 + eps) * state.energy, promised, alpha=_SUFFICIENT)
+    good = fresh | (finite & (energy <= limit))
+    moves, changes = remembered(state.moves, state.changes, move, change, useful & finite & ~fresh)
     # Where the parabola through both energies and the slope is lowest.
-    excess = energy - state.energy - promised
-    lowest = (-promised / (2 * excess)).nan_to_num(_SHORTEST).clamp(_SHORTEST, _LONGEST)
-    # Within the rounding of energies, the slopes at both ends tell the difference better.
     told = state.energy - energy
-    shown = -((state.gradient + gradient) * move).sum((1, 2)) / 2
+    excess = told + promised
+    lowest = (promised / (2 * excess)).nan_to_num(_SHORTEST).clamp(_SHORTEST, _LONGEST)
+    # Within the rounding of energies, the slopes at both ends tell the difference better.
+    shown = torch.add(-promised, curvature, alpha=-0.5)
     gain = torch.where(told.abs() <= eps * state.energy, shown, told)
-    gain = torch.where(fresh, torch.nan, gain)
     gains = torch.cat([gain[:, None], state.gains[:, :-1]], 1)
     found = {
         "energy": torch.where(good, energy, state.energy),
         "gradient": torch.where(good[:, None, None], gradient, state.gradient),
-        "stride": torch.where(good, 1.0, state.stride * lowest),
+        "stride": state.stride * lowest,
         "misses": torch.where(good, 0.0, state.misses + 1),
         "gains": torch.where((good & ~fresh)[:, None], gains, state.gains),
         "moves": moves,
@@ -160,17 +163,25 @@ def looked(
     return found, good
 
 
-def remembered(
-    moves: Tensor, changes: Tensor, move: Tensor, change: Tensor, seen: Tensor
-) -> tuple[Tensor, Tensor]:  # (p, h, k, m) twice, (p, k, m) twice, (p,)
-    """Moves and changes with new secants before them, where they are seen and curve upwards."""
+def curved(move: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:  # (p, k, m) twice
+    """``(p,)``: how much the gradient changes along a move, and whether that is of use.
+
+    A secant is where the function curves upwards.
+    """
     eps = torch.finfo(move.dtype).eps
     curvature = (move * change).sum((1, 2))
-    size = move.square().sum((1, 2)).sqrt() * change.square().sum((1, 2)).sqrt()
-    useful = (seen & (curvature > eps * size))[:, None, None, None]
+    norms = [torch.linalg.vector_norm(x.flatten(1), dim=1) for x in (move, change)]
+    return curvature, curvature > eps * norms[0] * norms[1]
+
+
+def remembered(
+    moves: Tensor, changes: Tensor, move: Tensor, change: Tensor, useful: Tensor
+) -> tuple[Tensor, Tensor]:  # (p, h, k, m) twice, (p, k, m) twice, (p,)
+    """Moves and changes with new secants before them, where they are useful."""
+    taken = useful[:, None, None, None]
     newer = torch.cat([move[:, None], moves[:, :-1]], 1)
     turned = torch.cat([change[:, None], changes[:, :-1]], 1)
-    return torch.where(useful, newer, moves), torch.where(useful, turned, changes)
+    return torch.where(taken, newer, moves), torch.where(taken, turned, changes)
 
 
 def descent(g: Tensor, moves: Tensor, changes: Tensor, first: Callable[[Tensor], Tensor]) -> Tensor:
@@ -187,7 +198,7 @@ def descent(g: Tensor, moves: Tensor, changes: Tensor, first: Callable[[Tensor],
     alphas = []
     for inverse, move, change in pairs:
         alpha = inverse * (move * q).sum((1, 2), keepdim=True)
-        q = q - alpha * change
+        q = torch.addcmul(q, alpha, change, value=-1)
         alphas.append(alpha)
     newest = pairs[0][2]
     stiff = (newest * first(newest)).sum((1, 2), keepdim=True)
@@ -195,7 +206,7 @@ def descent(g: Tensor, moves: Tensor, changes: Tensor, first: Callable[[Tensor],
     r = torch.where(known[:, 0], scale, 1.0) * first(q)
     for alpha, (inverse, move, change) in zip(reversed(alphas), reversed(pairs), strict=True):
         beta = inverse * (change * r).sum((1, 2), keepdim=True)
-        r = r + (alpha - beta) * move
+        r = torch.addcmul(r, alpha - beta, move)
     return -r
 
 
@@ -204,9 +215,10 @@ def boldest(energy: Tensor, left: Tensor) -> Tensor:  # (p,), (p,) -> (p,)
     return (BOLDEST * 2 * energy / left).sqrt().clamp(max=1)
 
 
-def hoped(slope: Tensor) -> Tensor:  # (p,) -> (p,)
+def hoped(slope: np.ndarray) -> np.ndarray:  # (p,) -> (p,)
     """How much lower the energy may come if the inverse Hessian of the last step is right."""
-    return _DOUBT * (-slope / 2)
+    lower: np.ndarray = _DOUBT * (-slope / 2)
+    return lower
 
 
 def remaining(slope: Tensor, gains: Tensor) -> Tensor:  # (p,), (p, w)
@@ -222,7 +234,7 @@ def remaining(slope: Tensor, gains: Tensor) -> Tensor:  # (p,), (p, w)
     most = torch.fmax(-slope / 2, last * ratio / (1 - ratio))
     half = gains.shape[1] // 2
     for count in (_FEW, half):
-        if count > half:
+        if count > half or count == 1:  # one by one has been looked at
             continue
         # NaN where so many are not known.
         late = gains[:, :count].sum(1)

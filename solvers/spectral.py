@@ -193,7 +193,7 @@ class _Trial:
         self.rows = np.arange(len(least))
         self.first = ModeHessian(space, start.nodes, self.second_order)
         degree, _ = settings.levels[0]
-        self.state = ModeState.about(start, degree - 1, settings.history, self.first)
+        self.state = ModeState.about(start, degree - 1, settings.history, self.first, ends)
         self.ends = ends
         self.least = least
         self.unseen = np.full(len(least), np.nan)
@@ -213,13 +213,13 @@ class _Trial:
                 self._compare(known)
             else:
                 self.state.begun = self._begun()
-            self._settle(known)
+            self._settle(level, known)
             if not len(self.rows):
                 break
             level = replace(level, ends=self.ends)
             self.state, self.secants = level.descended(self.state, self.first, self.least)
             if known:
-                self._settle(known)
+                self._settle(level, known)
             if not len(self.rows):
                 break
             known = degree - 1
@@ -284,24 +284,27 @@ class _Trial:
             self.resolved = (fallen < _FALLEN) | (share <= _SETTLED)
             self.unseen = _UNSEEN * (missed + further * length)
 
-    def _settle(self, known: int) -> None:
+    def _settle(self, level: Level, known: int) -> None:
         """Curves that are good enough end, and those on which nothing can come of it.
 
         Args:
+            level: This level.
             known: Modes of the level before; 0 on the first.
         """
-        worst, error, length, on = self._judged(known)
+        worst, error, length, on = self._judged(level, known)
         # rtol is a share of the distance, which is shorter.
         good = worst <= self.rtol / (1 + self.rtol) * length
         rows = good.nonzero()[0]
         if len(rows):
-            self._end(rows, error[rows])
+            self._end(level, rows, error[rows])
         self._keep((on & ~good).nonzero()[0])
 
-    def _end(self, rows: np.ndarray, error: np.ndarray) -> None:  # (r,), (r,)
-        state = self.state.select(placed(rows, self.state.x))
-        told = state.length, state.energy, state.noise, state.left, state.steps, state.renewed
-        length, energy, noise, left, steps, renewed = read(*told)
+    def _end(self, level: Level, rows: np.ndarray, error: np.ndarray) -> None:  # (r,), (r,)
+        state = self.state
+        if len(rows) < len(self.rows):
+            state = state.select(placed(rows, state.x))
+        told = state.length, state.energy, state.size, state.left, state.steps, state.renewed
+        length, energy, size, left, steps, renewed = read(*told)
         settled = Settled(
             rows=self.rows[rows],
             z0=state.z0,
@@ -312,7 +315,7 @@ class _Trial:
             energy=energy,
             error=error,
             least=self.least[rows],
-            noise=noise,
+            noise=level.noise(length, size, state.x.dtype),
             left=left,
             steps=steps,
             # What is left of a curve whose second derivatives are not known says nothing of
@@ -324,10 +327,13 @@ class _Trial:
     def _keep(self, those: np.ndarray) -> None:
         if len(those) == len(self.rows):
             return
+        self.rows = self.rows[those]
+        if not len(those):
+            return
         there = placed(those, self.ends)
         self.state, self.first = self.state.select(there), self.first.select(those)
         self.ends = self.ends[there]
-        self.rows, self.least = self.rows[those], self.least[those]
+        self.least = self.least[those]
         self.unseen, self.smooth = self.unseen[those], self.smooth[those]
         self.resolved = self.resolved[those]
 
@@ -342,7 +348,9 @@ class _Trial:
             curves = spline_of(part.z0, part.z1, part.x, self.start.segments)
             self.starts.append((self.rows[rows], curves))
 
-    def _judged(self, known: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _judged(
+        self, level: Level, known: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What lengths may be off by at worst, and usually, NaN on the first level; the lengths.
 
         And bool: where to go on makes sense.
@@ -351,16 +359,18 @@ class _Trial:
         told = (
             state.length,
             state.left,
-            state.noise,
-            state.regular > 0,
-            state.convex > 0,
+            state.size,
+            state.regular,
+            state.convex,
             state.begun,
             state.since,
             state.change,
             state.renewed,
-            hoped(state.slope) / (2 * state.energy),
+            state.slope,
+            state.energy,
         )
-        length, left, noise, regular, convex, begun, steps, change, renewed, few = read(*told)
+        length, left, size, regular, convex, begun, *more = read(*told)
+        steps, change, renewed, slope, energy = more
         expected = _STEPS + _STEPS_A_DIGIT * -math.log10(rtol)
         # Second derivatives were looked at where the curve is.
         change = np.where(renewed > 0, 1.0, change)
@@ -368,17 +378,19 @@ class _Trial:
         # Where they had to be looked at again and again, they change with every step.
         left = left * np.maximum(renewed - 1, 1)
         with np.errstate(all="ignore"):
+            noise = level.noise(length, size, state.x.dtype)
             # Between nothing that is shorter, and what it began with.
             within = ~(length < least - noise) & (length <= (1 + rtol) * begun)
-            sound = regular & (length > 0) & np.isfinite(left) & within
+            sound = (regular > 0) & (length > 0) & np.isfinite(left) & within
             if not known:
                 unknown = np.full(len(length), np.nan)
                 return unknown, unknown, length, sound & (change <= _UNSTEADY)
             steep = ~(length <= STEEP * least) & self.second_order & (renewed == 0)
-            sure = sound & convex & ~steep & self.resolved
+            sure = sound & (convex > 0) & ~steep & self.resolved
             most = np.where(sure, left * length, np.nan)
             # Steps that gain digits leave less than their gains so far make one fear.
-            usual = np.cbrt(most * np.minimum(most, few * length) ** 2)
+            few = hoped(slope) / (2 * energy) * length
+            usual = np.cbrt(most * np.minimum(most, few) ** 2)
             rest = self.unseen + noise
         return most + rest, usual + rest, length, sound & self.smooth
 

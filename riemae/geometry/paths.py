@@ -97,7 +97,11 @@ class PathMetric(Composition):
         curves = rows // points.shape[1]
         if not curves:
             return None
-        parts = [then(part._images(x)) for part, x in self.parts(points, curves)]
+        only_ends = points.shape[1] == 2
+        parts = [
+            then(part._images_of_ends(x) if only_ends else part._images(x))
+            for part, x in self.parts(points, curves)
+        ]
         if len(parts) == 1:
             return parts[0]
         return torch.cat(parts)

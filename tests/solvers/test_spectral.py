@@ -202,9 +202,9 @@ def test_curves_are_compared_with_their_start(monkeypatch):
     seen = []
     judged = spectral._Trial._judged
 
-    def watched(trial, known):
+    def watched(trial, level, known):
         seen.append(trial.state.begun.clone())
-        return judged(trial, known)
+        return judged(trial, level, known)
 
     monkeypatch.setattr(spectral._Trial, "_judged", watched)
     M = Manifold(network(4, 64, 30))
@@ -246,9 +246,9 @@ class TestBeforeNewton:
         seen = []
         judged = spectral._Trial._judged
 
-        def watched(trial, known):
+        def watched(trial, level, known):
             seen.append(trial.state.begun.clone())
-            return judged(trial, known)
+            return judged(trial, level, known)
 
         monkeypatch.setattr(spectral._Trial, "_judged", watched)
         M = Manifold(network(4, 64, 30))
