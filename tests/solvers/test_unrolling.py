@@ -24,19 +24,19 @@ def space():
 
 
 def test_looks_wait():
-    """Nothing is looked at before six steps, then after twice as many."""
+    """Nothing is looked at before ten steps, then after twice as many."""
     state = PathState.start(rounds())
     start = solvers.Curve.from_nodes(rounds())
     watch = Unrolling(space(), Newton(segments=4), start).watch(
         np.array([1.0, 100.0]), np.zeros(2, dtype=np.int64), 4
     )
-    state.book["steps"] = 5
+    state.book["steps"] = 9
     watch.see(state)
     assert not watch.gone.any()
-    state.book["steps"] = 6
+    state.book["steps"] = 10
     watch.see(state)
     assert watch.gone.tolist() == [True, False]  # the other one is shorter than its start
-    assert watch.looks.tolist() == [12, 12]
+    assert watch.looks.tolist() == [20, 20]
 
 
 def test_not_for_every_solver():
