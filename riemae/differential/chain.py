@@ -45,7 +45,7 @@ from riemae.numerics.transforms import transformed
 Parts = tuple[Tensor, Tensor | None]
 # Products of tangents that all points share are written out up to so many numbers, of so many per
 # product: longer sums several threads would share out, in an order that depends on the batch.
-_TABLE, _TABLE_ROW = 2**20, 512
+_TABLE, _TABLE_ROW = 2**17, 256
 Covectors = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -341,7 +341,7 @@ class Layered(ABC):
     @property
     @abstractmethod
     def layers(self) -> tuple[nn.Module, int] | None:
-        """The module, and how many numbers it returns; None where there is more to the map."""
+        """The module, and how many numbers it returns, 0 where unknown; None where there is more to the map."""
 
 
 def chain_of(f: Any, z: Tensor) -> Chain | None:

@@ -142,14 +142,17 @@ class Decoder(Layered):
 
     @property
     def layers(self) -> tuple[nn.Module, int] | None:
-        """As in :class:`~riemae.differential.chain.Layered`, once a probe has seen an output."""
-        shape = self.output_shape
+        """As in :class:`~riemae.differential.chain.Layered`.
+
+        A copy in another process has seen no output yet, and must give the same bits.
+        """
         more = self.converted is not None or self.latent_shape is not None
-        if shape is None or self.layout is not None or self.output is not None or more:
+        if self.layout is not None or self.output is not None or more:
             return None
-        if self.module is None or self._function is not self.module:
+        if self.module is None or self.function is not self.module:
             return None
-        return self.module, shape.numel()
+        shape = self.output_shape
+        return self.module, 0 if shape is None else shape.numel()
 
     @property
     def lasting(self) -> tuple[nn.Module, str] | None:
