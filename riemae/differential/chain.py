@@ -341,7 +341,10 @@ class Layered(ABC):
     @property
     @abstractmethod
     def layers(self) -> tuple[nn.Module, int] | None:
-        """The module, and how many numbers it returns, 0 where unknown; None where there is more to the map."""
+        """The module, and how many numbers it returns, 0 where that is unknown.
+
+        None where there is more to the map.
+        """
 
 
 def chain_of(f: Any, z: Tensor) -> Chain | None:
