@@ -145,6 +145,23 @@ class ModeState(Search):
 
 
 @dataclass(frozen=True)
+class Patience:
+    """How many times what is left counts: ``least · max(steps / expected, 1) ** power``.
+
+    Where a curve takes more steps than expected, the metric does not fit, and most of what is left
+    may lie where no secant has been.
+    """
+
+    least: float
+    expected: float
+    power: int
+
+    def doubt(self, steps: Tensor) -> Tensor:
+        """The factor after so many steps."""
+        return self.least * (steps / self.expected).clamp(min=1) ** self.power
+
+
+@dataclass(frozen=True)
 class Level:
     """Curves of one degree, seen at so many points.
 
@@ -158,6 +175,8 @@ class Level:
         secants: That curves remember from the levels before, at most.
         renews: Whether second derivatives are looked at where a few steps were not enough; after as
             many more the next level goes on. None for as many steps as it takes.
+        patience: Where what is left counts more the more steps there were, and steps are taken
+            until it is little even so; None where steps end before.
     """
 
     space: Space
@@ -168,6 +187,7 @@ class Level:
     max_gradients: int
     secants: int = 0
     renews: bool | None = None
+    patience: Patience | None = None
 
     def taken_up(self, state: ModeState, first: ModeHessian) -> ModeState:
         """The curves as this level sees them, and their next trials."""
@@ -196,7 +216,10 @@ class Level:
         secants = self.secants
         renewals = np.full(len(state.x), _RENEWALS if self.renews else 0)
         while True:
-            going = (state.left > self._goal(state)) & self.alive(state)
+            left = state.left
+            if self.patience is not None:
+                left = left * self.patience.doubt(state.since)
+            going = (left > self._goal(state)) & self.alive(state)
             running, since, renewed, length, misses, convex = read(
                 going, state.since, state.renewed, state.length, state.misses, state.convex > 0
             )
@@ -254,7 +277,8 @@ class Level:
         """What may be left to gain on this level, relatively."""
         shares = state.x.square().sum(2) * mode_energies(self.degree - 1, state.x)
         total = (state.z1 - state.z0).square().sum(1) + shares.sum(1)
-        unseen = shares[:, -2:].sum(1) / total / 2
+        finest = min(2, (shares.shape[1] - 1) // 2)  # of few modes, one
+        unseen = shares[:, -finest:].sum(1) / total / 2
         return (_TRUNCATED * unseen).clamp(min=_SHARE * self.rtol)
 
     def _stepped(
