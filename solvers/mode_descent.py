@@ -32,9 +32,9 @@ from riemae.solvers.state import placed, read
 _TIRED, _RENEWALS = 4, 2
 # How much longer than the bound curves may be whose second derivatives need no look.
 STEEP = 1.4
-# A level ends where what is left falls below this share of what is asked for, or of what its own
-# highest modes suggest that it cannot see.
-_SHARE = 0.5
+# A level ends where what is left falls below this share of what is asked for, with patience below
+# the second, or below a share of what its own highest modes suggest that it cannot see.
+_SHARE, _PATIENT_SHARE = 0.5, 0.7
 _TRUNCATED = 0.3
 _MISSES = 5  # trials in a row that were too long
 # Rounding of an energy, relative to it, so many units per point; and of a length, in units of the
@@ -146,7 +146,7 @@ class ModeState(Search):
 
 @dataclass(frozen=True)
 class Patience:
-    """How many times what is left counts: ``least · max(steps / expected, 1) ** power``.
+    """How many times what is left counts: ``least · max(steps / expected, 1)³``.
 
     Where a curve takes more steps than expected, the metric does not fit, and most of what is left
     may lie where no secant has been.
@@ -154,11 +154,11 @@ class Patience:
 
     least: float
     expected: float
-    power: int
 
-    def doubt(self, steps: Tensor) -> Tensor:
-        """The factor after so many steps."""
-        return self.least * (steps / self.expected).clamp(min=1) ** self.power
+    def doubt(self, state: ModeState) -> Tensor:  # -> (p,)
+        """The factor after the steps that there were."""
+        steps = state.since.to(state.left)
+        return self.least * (steps / self.expected).clamp(min=1) ** 3
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Level:
         while True:
             left = state.left
             if self.patience is not None:
-                left = left * self.patience.doubt(state.since)
+                left = left * self.patience.doubt(state)
             going = (left > self._goal(state)) & self.alive(state)
             running, since, renewed, length, misses, convex = read(
                 going, state.since, state.renewed, state.length, state.misses, state.convex > 0
@@ -279,7 +279,8 @@ class Level:
         total = (state.z1 - state.z0).square().sum(1) + shares.sum(1)
         finest = min(2, (shares.shape[1] - 1) // 2)  # of few modes, one
         unseen = shares[:, -finest:].sum(1) / total / 2
-        return (_TRUNCATED * unseen).clamp(min=_SHARE * self.rtol)
+        share = _SHARE if self.patience is None else _PATIENT_SHARE
+        return (_TRUNCATED * unseen).clamp(min=share * self.rtol)
 
     def _stepped(
         self, state: ModeState, ends: Tensor, first: Callable[[Tensor], Tensor], secants: int
