@@ -31,9 +31,9 @@ from riemae.solvers.state import placed, read
 _TIRED, _RENEWALS = 4, 2
 # How much longer than the bound curves may be whose second derivatives need no look.
 STEEP = 1.4
-# A level ends where what is left falls below this share of what is asked for, or of what its own
-# highest modes suggest that it cannot see.
-_SHARE = 0.5
+# A level ends where what is left falls below this share of what is asked for, with patience below
+# the second, or below a share of what its own highest modes suggest that it cannot see.
+_SHARE, _PATIENT_SHARE = 0.5, 0.7
 _TRUNCATED = 0.3
 _MISSES = 5  # trials in a row that were too long
 # Rounding of an energy, relative to it, so many units per point; and of a length, in units of the
@@ -176,6 +176,23 @@ _MOVING = (
 
 
 @dataclass(frozen=True)
+class Patience:
+    """How many times what is left counts: ``least · max(steps / expected, 1)³``.
+
+    Where a curve takes more steps than expected, the metric does not fit, and most of what is left
+    may lie where no secant has been.
+    """
+
+    least: float
+    expected: float
+
+    def doubt(self, state: ModeState) -> Tensor:  # -> (p,)
+        """The factor after the steps that there were."""
+        steps = state.since.to(state.left)
+        return self.least * (steps / self.expected).clamp(min=1) ** 3
+
+
+@dataclass(frozen=True)
 class Level:
     """Curves of one degree, seen at so many points.
 
@@ -189,6 +206,8 @@ class Level:
         secants: That curves remember from the levels before, at most.
         renews: Whether second derivatives are looked at where a few steps were not enough; after as
             many more the next level goes on. None for as many steps as it takes.
+        patience: Where what is left counts more the more steps there were, and steps are taken
+            until it is little even so; None where steps end before.
     """
 
     space: Space
@@ -199,6 +218,7 @@ class Level:
     max_gradients: int
     secants: int = 0
     renews: bool | None = None
+    patience: Patience | None = None
 
     def taken_up(self, state: ModeState, first: ModeHessian) -> ModeState:
         """The curves as this level sees them, and their next trials."""
@@ -231,7 +251,11 @@ class Level:
         inverse: Callable[[Tensor], Tensor] | None = None
         renewals = np.full(len(rows), _RENEWALS if self.renews else 0)
         while True:
-            going, since, renewed, length, misses, convex, steps, left = read(
+            left = part.left
+            if self.patience is not None:
+                left = left * self.patience.doubt(part)
+            left, goal, since, renewed, length, misses, convex, steps = read(
+                left,
                 self._goal(part),
                 part.since,
                 part.renewed,
@@ -239,9 +263,8 @@ class Level:
                 part.misses,
                 part.convex,
                 part.steps,
-                part.left,
             )
-            running = (left > going) & (misses < _MISSES) & (steps < self.max_gradients)
+            running = (left > goal) & (misses < _MISSES) & (steps < self.max_gradients)
             tired = running & (since > _TIRED) & (misses == 0)
             renewable = renewals > 0
             if self.renews is not None:
@@ -305,8 +328,10 @@ class Level:
         """What may be left to gain on this level, relatively."""
         shares = state.x.square().sum(2) * mode_energies(self.degree - 1, state.x)
         total = state.straight + shares.sum(1)
-        unseen = shares[:, -2:].sum(1) / total
-        return (_TRUNCATED / 2 * unseen).clamp(min=_SHARE * self.rtol)
+        finest = min(2, (shares.shape[1] - 1) // 2)  # of few modes, one
+        unseen = shares[:, -finest:].sum(1) / total
+        share = _SHARE if self.patience is None else _PATIENT_SHARE
+        return (_TRUNCATED / 2 * unseen).clamp(min=share * self.rtol)
 
     def noise(self, length: np.ndarray, size: np.ndarray, dtype: torch.dtype) -> np.ndarray:
         """What rounding makes of lengths ``(p,)`` between images of such sizes."""

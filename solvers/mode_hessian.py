@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, change_along
+from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, change_along, probed
 from riemae.solvers.path_metric import PathMetric, sampled_metric
 from riemae.solvers.polynomials import gauss_newton, slope_at_places, spline_of, stiffness
 from riemae.solvers.space import Space
@@ -30,6 +30,12 @@ _SAMPLES, _MANY, _SAMPLES_OF_MANY = 4, 12, 2
 # With second derivatives to follow tangents are, at so many places; they follow at so many places
 # of the present curve.
 _PLACES, _PLACES_ANEW = 3, 4
+# Known at one place, the metric is too small elsewhere in directions in which it nearly vanishes
+# there, by nearly the same number in all of them. Probes tell it; so many times as much is added,
+# at most this share of its mean eigenvalue: with 64 dimensions, steps then go as far after the
+# second as they did after the fourth, and hardly one is too long. A change is that much larger than
+# what probes tell, in mean eigenvalues.
+_FLOOR, _HIGHEST_FLOOR, _AMPLIFIED = 8.0, 0.3, 20.0
 
 
 class ModeHessian:
@@ -39,6 +45,13 @@ class ModeHessian:
         space: The space.
         nodes: ``(p, n + 1, m)``, of the start curves.
         second_order: Whether second derivatives may follow.
+
+    Attributes:
+        mean: ``(p, m, m)``, the mean metric; none where it is sketched.
+        regular: ``(p,)``, 0 where there is no metric.
+        change: ``(p,)``, the largest factor by which lengths of tangents change along the curve, as
+            far as that is known.
+        one_place: Whether the metric is known at one place only.
     """
 
     def __init__(self, space: Space, nodes: Tensor, second_order: bool) -> None:
@@ -47,6 +60,7 @@ class ModeHessian:
         self.second_order = second_order
         self.slope: Tensor | None = None
         self.speeds: Tensor | None = None
+        self.one_place = False
         if m > _SKETCHED_BEYOND:
             sketch = PathMetric.sketched(space, nodes, _SKETCH)
             self.regular = (sketch.rest > 0).to(nodes)
@@ -74,7 +88,16 @@ class ModeHessian:
         self.anew = nodes.new_zeros(p, 3 * _PLACES_ANEW - 1 if second_order else 0, m, m)
         self.newer = np.zeros(p, dtype=bool)
         self.mean = metrics.mean(1)
-        self.change = change_along(space, nodes, metrics)
+        self.stiff = self.mean
+        self.one_place = metrics.shape[1] == 1
+        if not self.one_place:
+            self.change = change_along(space, nodes, metrics)
+            return
+        _, more = probed(space, nodes, self.mean)
+        size = self.mean.diagonal(dim1=1, dim2=2).mean(1)
+        floor = torch.fmin(_FLOOR * more, _HIGHEST_FLOOR * size)
+        self.stiff = self.mean + floor[:, None, None] * torch.eye(m).to(floor)
+        self.change = 1 + _AMPLIFIED * more / size
 
     def extended(self, modes: int) -> None:
         """For curves of so many modes."""
@@ -83,9 +106,10 @@ class ModeHessian:
         self.scale = (2 * k + 1)[:, None] / 2
         if self.sketch is not None:
             return
-        self.dense = self.second_order or modes * like.shape[1] <= _DENSE
+        small = modes * like.shape[1] <= _DENSE
+        self.dense = self.second_order or (small and not self.one_place)
         if not self.dense:
-            self.root = torch.linalg.cholesky(like)
+            self.root = torch.linalg.cholesky(self.stiff)
             return
         old, new = (~self.newer).nonzero()[0], self.newer.nonzero()[0]
         if not len(new):
@@ -120,7 +144,7 @@ class ModeHessian:
             found.sketch = self.sketch.select(those)
             return found
         found.newer = self.newer[rows]
-        for name in ("blocks", "anew", "mean", "root"):
+        for name in ("blocks", "anew", "mean", "stiff", "root"):
             setattr(found, name, getattr(self, name)[those])
         return found
 

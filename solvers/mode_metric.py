@@ -92,7 +92,8 @@ def change_along(
         samples: Their metric in the middles of s equally long parts.
     """
     if samples.shape[1] == 1:
-        return _probed(space, nodes, samples[:, 0])
+        change, _ = probed(space, nodes, samples[:, 0])
+        return change
     root = torch.linalg.cholesky(samples[:, :-1])
     half = torch.linalg.solve_triangular(root, samples[:, 1:], upper=False)
     between = torch.linalg.solve_triangular(root, half.mT, upper=False)
@@ -100,7 +101,15 @@ def change_along(
     return torch.maximum(values[..., -1], 1 / values[..., 0]).amax(1).sqrt()
 
 
-def _probed(space: Space, nodes: Tensor, metric: Tensor) -> Tensor:  # (p, n + 1, m), (p, m, m)
+def probed(
+    space: Space, nodes: Tensor, metric: Tensor
+) -> tuple[Tensor, Tensor]:  # (p, n + 1, m), (p, m, m) -> (p,), (p,)
+    """What a few tangents elsewhere say of a metric that is known in the middle of curves alone.
+
+    Returns:
+        The largest factor by which a tangent's length changes, and by which multiple of the
+        identity metrics differ.
+    """
     p, count, m = nodes.shape
     fixed = torch.Generator().manual_seed(0)
     unit = torch.randn(_PROBES, m, generator=fixed, dtype=torch.float64).to(nodes)
@@ -113,7 +122,8 @@ def _probed(space: Space, nodes: Tensor, metric: Tensor) -> Tensor:  # (p, n + 1
     every = tangents[:, None].expand(points.shape)
     lengths = space.norm(points.flatten(0, 2), every.flatten(0, 2)).view(p, -1)
     change = torch.maximum(lengths, 1 / lengths).amax(1)
-    return 1 + _RARE * (change - 1)
+    more = (lengths.square() - 1).abs().sum(1) / every.square().sum((1, 2, 3))
+    return 1 + _RARE * (change - 1), more
 
 
 @dataclass(frozen=True)

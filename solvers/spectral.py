@@ -32,7 +32,7 @@ from torch import Tensor
 
 from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import embedding_of
-from riemae.solvers.mode_descent import STEEP, Level, ModeState
+from riemae.solvers.mode_descent import STEEP, Level, ModeState, Patience
 from riemae.solvers.mode_hessian import ModeHessian
 from riemae.solvers.mode_metric import Settled, joined
 from riemae.solvers.polynomials import (
@@ -55,7 +55,8 @@ _CLEARLY = 0.97
 # Tolerances for which the first degree is nearly enough.
 _LOOSE = 3e-4
 # By how much lengths of tangents may change from one place to the next: up to the first number, as
-# they do on decoders, what is left is believed; beyond the second, curves are not tried.
+# they do on decoders, what is left is believed; beyond the second, curves are not tried. Known at
+# one place, a metric that changes takes more steps, and these are what counts.
 _STEADY, _UNSTEADY = 1.5, 3.0
 # The share of a difference of lengths between two levels that the finer one is off by, at least;
 # more where the images' highest modes have fallen by less.
@@ -73,28 +74,41 @@ _FALLEN, _SETTLED = 0.4, 0.005
 # digit. More of them say that it does not, and that most of what is left may lie where no secant
 # has been: that counts by the cube of their number.
 _STEPS, _STEPS_A_DIGIT = 3.0, 1.5
+# Where the metric is known at one place, more steps are taken, and what is left is more than they
+# say: on random networks with 33 to 64 dimensions and gains up to 1.4, and on trained convolutions,
+# 1.1 times as much in 95 % and 1.5 times at most, after more than 13 steps up to 2.2 times.
+_STEPS_ONE_PLACE, _STEPS_A_DIGIT_ONE_PLACE, _LEAST_ONE_PLACE = 4.0, 2.0, 2.0
 # What further modes would gain is extrapolated from those that are new on a level, of which the
 # finer half gains at most this share of what the coarser half does, and counts so many times.
 _SLOWEST = 0.9
 _DOUBT = 3
 
 # How many degrees are tried, the lowest, how many one digit takes, and how they grow.
-_LEVELS, COARSEST = 4, 6
+_LEVELS, _COARSEST = 4, 6
+# Of curves on which many steps are taken, a degree before them: of decoders, it carries 1e-4.
+COARSE = 4
 _DEGREES_A_DIGIT = 3.0
 _GROWTH = 1.45
 
 
-def levels(degree: int, rtol: float) -> list[tuple[int, int]]:
+def levels(degree: int, rtol: float, coarse: int | None = None) -> list[tuple[int, int]]:
     """Degrees from ``degree`` at most, and points that see curves of these.
 
     The first is for the way down. The second is what most curves of decoders need for ``rtol``.
+
+    Args:
+        degree: Of the first, at most.
+        rtol: The relative accuracy.
+        coarse: A degree that goes before them.
     """
     wanted = round(_DEGREES_A_DIGIT * -math.log10(rtol))
-    degrees = [max(min(degree, wanted), COARSEST)]
+    degrees = [max(min(degree, wanted), _COARSEST)]
     degrees.append(max(wanted - 1, round(_GROWTH * degrees[0])))
     while len(degrees) < _LEVELS:
         degrees.append(round(_GROWTH * degrees[-1]))
-    return [(d, d + max(3, d // 4 + 1)) for d in degrees]
+    if coarse is not None:
+        degrees.insert(0, coarse)
+    return [(d, d + max(min(3, d // 2), d // 4 + 1)) for d in degrees]
 
 
 @dataclass(frozen=True)
@@ -196,6 +210,7 @@ class _Trial:
         self.state = ModeState.about(start, degree - 1, settings.history, self.first, ends)
         self.ends = ends
         self.least = least
+        self.patience = _patience(rtol, self.first.one_place)
         self.unseen = np.full(len(least), np.nan)
         self.smooth = np.ones(len(least), dtype=bool)
         self.resolved = np.zeros(len(least), dtype=bool)
@@ -237,6 +252,7 @@ class _Trial:
             max_gradients=self.settings.max_gradients,
             secants=self.secants,
             renews=renews,
+            patience=self.patience if self.first.one_place else None,
         )
 
     def _begun(self) -> Tensor:  # -> (q,)
@@ -363,18 +379,19 @@ class _Trial:
             state.regular,
             state.convex,
             state.begun,
-            state.since,
+            self.patience.doubt(state),
             state.change,
             state.renewed,
             state.slope,
             state.energy,
         )
         length, left, size, regular, convex, begun, *more = read(*told)
-        steps, change, renewed, slope, energy = more
-        expected = _STEPS + _STEPS_A_DIGIT * -math.log10(rtol)
+        doubt, change, renewed, slope, energy = more
         # Second derivatives were looked at where the curve is.
         change = np.where(renewed > 0, 1.0, change)
-        left = left * np.maximum(steps / expected, 1.0) ** 3 * np.maximum(change / _STEADY, 1.0)
+        left = left * doubt
+        if not self.first.one_place:
+            left = left * np.maximum(change / _STEADY, 1.0)
         # Where they had to be looked at again and again, they change with every step.
         left = left * np.maximum(renewed - 1, 1)
         with np.errstate(all="ignore"):
@@ -389,10 +406,18 @@ class _Trial:
             sure = sound & (convex > 0) & ~steep & self.resolved
             most = np.where(sure, left * length, np.nan)
             # Steps that gain digits leave less than their gains so far make one fear.
-            few = hoped(slope) / (2 * energy) * length
-            usual = np.cbrt(most * np.minimum(most, few) ** 2)
+            hopes = self.patience.least * hoped(slope) / (2 * energy) * length
+            usual = np.cbrt(most * np.minimum(most, hopes) ** 2)
             rest = self.unseen + noise
         return most + rest, usual + rest, length, sound & self.smooth
+
+
+def _patience(rtol: float, one_place: bool) -> Patience:
+    digits = -math.log10(rtol)
+    if one_place:
+        expected = _STEPS_ONE_PLACE + _STEPS_A_DIGIT_ONE_PLACE * digits
+        return Patience(_LEAST_ONE_PLACE, expected)
+    return Patience(1.0, _STEPS + _STEPS_A_DIGIT * digits)
 
 
 def _further(state: ModeState, known: int) -> Tensor:  # -> (p,)

@@ -12,7 +12,7 @@ from riemae.solvers.methods.quasi_newton import QuasiNewton
 from riemae.solvers.mode_metric import ONE_PLACE_BEYOND
 from riemae.solvers.solver import Attempt, check_settings
 from riemae.solvers.space import Space
-from riemae.solvers.spectral import COARSEST, Settings, attempt, levels
+from riemae.solvers.spectral import COARSE, Settings, attempt, levels
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Spectral(QuasiNewton):
     Morse index is unknown (−1).
 
     Args:
-        degree: Of the first polynomial, at most; beyond 32 dimensions it is 6.
+        degree: Of the first polynomial, at most; beyond 32 dimensions one of degree 4 goes before.
         max_gradients: That a pair may take before it is left to segments.
 
     Raises:
@@ -52,7 +52,8 @@ class Spectral(QuasiNewton):
 
     def attempt(self, space: Space, start: Curve, least: np.ndarray, rtol: float) -> Attempt | None:
         """Try curves ``(p,)``, of which nothing shorter than ``least`` joins the ends."""
-        # A low degree where the metric is known at one place alone, and more steps are taken.
+        # Where the metric is known at one place alone, more steps are taken: most of them with few
+        # points.
         wide = start.nodes.shape[2] > ONE_PLACE_BEYOND
         return attempt(
             space=space,
@@ -60,7 +61,7 @@ class Spectral(QuasiNewton):
             least=least,
             rtol=rtol,
             settings=Settings(
-                levels=levels(COARSEST if wide else self.degree, rtol),
+                levels=levels(self.degree, rtol, COARSE if wide else None),
                 history=self.history,
                 max_gradients=self.max_gradients,
             ),

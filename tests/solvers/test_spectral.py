@@ -4,13 +4,14 @@ import numpy
 import pytest
 import spaces
 import torch
-from flat_spaces import FLAT_ONTO
+from flat_spaces import FLAT_ONTO, anisotropic, chain, flow, known, sine, stack
 from torch import nn
 
 from riemae import Manifold, solvers
 from riemae.solvers import Curve, Newton, QuasiNewton, Spectral, polynomials, spectral
 from riemae.solvers.budget import limited
 from riemae.solvers.hooks import energy_and_gradient, pulled_of
+from riemae.solvers.mode_metric import probed
 from riemae.solvers.space import space_of
 from riemae.solvers.spectral import Settings
 
@@ -332,6 +333,99 @@ def test_wide_latent_spaces_cost_a_few_gradients(rtol, most):
     spent = decodings(M, z0, z1, Spectral(), rtol)
     assert spent <= most
     assert spent < 0.6 * decodings(M, z0, z1, QuasiNewton(), rtol)
+
+
+class TestOnePlace:
+    """Beyond 32 dimensions the metric is known in the middle of the start curve alone."""
+
+    def convolutional(self, m=64):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layers = [nn.Linear(m, 256), nn.SiLU(), nn.Unflatten(1, (16, 4, 4))]
+            layers += [nn.ConvTranspose2d(16, 8, 4, 2, 1), nn.SiLU()]
+            layers += [nn.ConvTranspose2d(8, 1, 4, 2, 1), nn.Flatten()]
+            return Manifold(nn.Sequential(*layers).double().requires_grad_(False))
+
+    @pytest.mark.parametrize(("size", "most"), [(1.0, 0.15), (1.5, 0.2)])
+    def test_transposed_convolutions_cost_a_few_gradients(self, size, most):
+        M = self.convolutional()
+        z0, z1 = size * draw(2, 8, 64)
+        # In sweeps of the value and 64 tangents at 17 points.
+        assert decodings(M, z0, z1, None, 1e-3) <= most * 17 * 65
+        r = M.geodesic(z0, z1, rtol=1e-3, n_starts=1)
+        exact = M.geodesic(z0, z1, rtol=1e-6, solver=QuasiNewton())
+        off = r.length - exact.length
+        assert bool((off <= 1e-3 * exact.length).all())
+        assert bool((off <= r.error + exact.error).all())
+
+    def test_same_bits_alone(self):
+        M = self.convolutional()
+        z0, z1 = 2 * draw(2, 5, 64)
+        together = M.geodesic(z0, z1, rtol=1e-3, solver=Spectral())
+        for k in range(5):
+            alone = M.geodesic(z0[k : k + 1], z1[k : k + 1], rtol=1e-3, solver=Spectral())
+            assert torch.equal(alone.length[0], together.length[k])
+            assert torch.equal(alone.error[0], together.error[k])
+
+    @pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
+    @pytest.mark.parametrize("rtol", [1e-2, 1e-3])
+    def test_flat_spaces(self, dtype, rtol):
+        m = 40
+        maps = {
+            "sine": (sine(0.2, 2.0), 1.0),
+            "steeper sine": (sine(0.45, 2.0), 0.4),
+            "stack": (stack(3, m, 2, sine(0.2, 2.0)), 0.7),
+            "unequal": (chain(sine(0.2, 2.0), anisotropic(2, m, 400.0)), 1.0),
+            "coupling": (flow(0, m, scale=0.3, gain=1.0), 0.5),
+        }
+        inside, count = 0, 0
+        for name, (decoder, size) in maps.items():
+            z0, z1, d = known(name, decoder, m, size=size).draw(12, seed=7, dtype=dtype)
+            line = Curve.line(z0, z1, 8)
+            # Without the bound, which is the distance here.
+            none = numpy.full(len(z0), numpy.nan)
+            space = space_of(Manifold(decoder), z0, z1)
+            found = Spectral().attempt(space, line, none, rtol)
+            exact = d.double().numpy()[found.rows]
+            off = found.length - exact
+            assert bool((off <= rtol * exact).all())
+            inside += (off <= found.error + 1e-6 * exact).sum()
+            count += len(off)
+        assert count >= 36
+        assert inside >= 0.95 * count
+
+    def test_probes_tell_a_multiple_of_the_identity(self):
+        m = 40
+        half = draw(m, m) / m**0.5
+        metric = half @ half.mT + 0.1 * torch.eye(m, dtype=F64)
+
+        class Known:
+            def norm(self, z, v):
+                # More away from the middle, which is 0.
+                return ((v @ metric) * v).sum(1).add(0.3 * z[:, 0].abs() * v.square().sum(1)).sqrt()
+
+        t = torch.linspace(-1, 1, 13, dtype=F64)
+        nodes = torch.zeros(2, 13, m, dtype=F64)
+        nodes[1, :, 0] = t
+        change, more = probed(Known(), nodes, metric.expand(2, m, m))
+        # A sixth from the ends, where the first coordinate is two thirds.
+        torch.testing.assert_close(more, torch.tensor([0.0, 0.2], dtype=F64))
+        assert change[0] == pytest.approx(1)
+        assert change[1] > 1.5
+
+    def test_most_steps_see_few_points(self):
+        seen = []
+        inner = self.convolutional()
+        z0, z1 = draw(2, 4, 64)
+        space = space_of(inner, z0, z1)
+        pulled = space.pulled
+        space.pulled = lambda points, *rest: seen.append(points.shape) or pulled(points, *rest)
+        try:
+            solvers.geodesic(space, z0, z1, rtol=1e-3, solver=Spectral())
+        finally:
+            del space.pulled
+        few = [shape for shape in seen if shape[1] == 4]
+        assert len(few) > len(seen) / 2
 
 
 def test_a_sketch_beyond_sixty_four_dimensions():
