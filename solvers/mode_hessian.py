@@ -19,7 +19,7 @@ from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, change_along
 from riemae.solvers.path_metric import PathMetric, sampled_metric
 from riemae.solvers.polynomials import gauss_newton, slope_at_places, spline_of, stiffness
 from riemae.solvers.space import Space
-from riemae.solvers.state import placed, read
+from riemae.solvers.state import at_hand, on_host, placed, read
 
 # Latent dimensions beyond which the metric is sketched, the sketch's rank, and how large a Hessian
 # is factorised.
@@ -30,6 +30,8 @@ _SAMPLES, _MANY, _SAMPLES_OF_MANY = 4, 12, 2
 # With second derivatives to follow tangents are, at so many places; they follow at so many places
 # of the present curve.
 _PLACES, _PLACES_ANEW = 3, 4
+# Matrices of so many bytes at a time are factorised where they stay near the processor.
+_NEAR = 2 * 2**20
 
 
 class ModeHessian:
@@ -87,17 +89,31 @@ class ModeHessian:
         if not self.dense:
             self.root = torch.linalg.cholesky(like)
             return
-        old, new = (~self.newer).nonzero()[0], self.newer.nonzero()[0]
-        if not len(new):
-            matrix = gauss_newton if self.second_order else stiffness
-            self.root = _sound_root(matrix(self.blocks, modes))
-            return
         n = modes * like.shape[1]
-        self.root = like.new_empty(len(like), n, n)
-        for rows, blocks, forms in ((old, self.blocks, False), (new, self.anew, True)):
-            if len(rows):
-                those = placed(rows, like)
-                self.root[those], _ = _rooted(blocks[those], modes, forms)
+        self.root = like.new_empty(len(like), n, n).mT
+        if not self.newer.any():
+            assemble = gauss_newton if self.second_order else stiffness
+            for some in self._portions(len(like)):
+                whole = self.root[some]
+                assemble(self.blocks[some], modes, out=whole.mT)
+                _root_in_place(whole)
+            return
+        for those, blocks, forms in (
+            (~self.newer, self.blocks, False),
+            (self.newer, self.anew, True),
+        ):
+            every = those.nonzero()[0]
+            for some in self._portions(len(every)):
+                rows = placed(every[some], like)
+                self.root[rows], _ = _rooted(blocks[rows], modes, forms)
+
+    def _portions(self, count: int) -> list[slice]:
+        """So many curves, in portions whose matrices stay near the processor."""
+        size = max(1, count)
+        if at_hand(self.root):
+            n = self.root.shape[1]
+            size = max(1, _NEAR // (n * n * self.root.element_size()))
+        return [slice(begin, begin + size) for begin in range(0, count, size)]
 
     def renewed(
         self, space: Space, rows: np.ndarray, z0: Tensor, z1: Tensor, modes: Tensor
@@ -141,7 +157,7 @@ class ModeHessian:
             return lambda g: self.scale * sketch.inverse(g)
         root = self.root if rows is None else self.root[rows]
         if self.dense:
-            return lambda g: torch.cholesky_solve(g.flatten(1)[..., None], root).view(g.shape)
+            return lambda g: _solved(root, g.flatten(1)[..., None]).view(g.shape)
         return lambda g: self.scale * torch.cholesky_solve(g.mT, root).mT
 
 
@@ -194,24 +210,44 @@ def _rooted(blocks: Tensor, modes: int, forms: bool) -> tuple[Tensor, Tensor]:
     Elsewhere the forms count half, or not at all.
     """
     if not forms:
-        return _sound_root(gauss_newton(blocks, modes)), blocks.new_ones(len(blocks))
-    whole = gauss_newton(blocks, modes, forms=True)
-    root, info = torch.linalg.cholesky_ex(whole)
+        root = gauss_newton(blocks, modes).mT
+        _root_in_place(root)
+        return root, blocks.new_ones(len(blocks))
+    root = gauss_newton(blocks, modes, forms=True).mT
+    info = _factorised(root)
     (failed,) = read(info != 0)
     rows = failed.nonzero()[0]
     convex = (info == 0).to(blocks)
     if len(rows):
         those = placed(rows, blocks)
         few = (blocks.shape[1] + 1) // 3 * 2 - 1
-        flat = gauss_newton(blocks[those, :few], modes)
-        half, still = torch.linalg.cholesky_ex((whole[those] + flat) / 2)
-        sound = (still == 0)[:, None, None]
-        root[those] = torch.where(sound, half, _sound_root(flat))
+        part = blocks[those]
+        flat = gauss_newton(part[:, :few], modes).mT
+        half = (gauss_newton(part, modes, forms=True).mT + flat) / 2
+        still = _factorised(half)
+        _root_in_place(flat)
+        root[those] = torch.where((still == 0)[:, None, None], half, flat)
     return root, convex
 
 
-def _sound_root(matrix: Tensor) -> Tensor:  # (p, n, n) -> (p, n, n)
-    """The Cholesky factor; where rounding has made it indefinite, of the diagonal."""
-    root, info = torch.linalg.cholesky_ex(matrix)
-    own = matrix.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(matrix.dtype).tiny)
-    return torch.where((info == 0)[:, None, None], root, torch.diag_embed(own.sqrt()))
+def _root_in_place(matrix: Tensor) -> None:  # (p, n, n), each column by column
+    """Put the Cholesky factor; where rounding has made it indefinite, that of the diagonal."""
+    own = matrix.diagonal(dim1=1, dim2=2).clone()
+    failed = _factorised(matrix) != 0
+    if at_hand(failed) and not on_host(failed).any():
+        return
+    root = own.clamp(min=torch.finfo(own.dtype).tiny).sqrt()
+    matrix.copy_(torch.where(failed[:, None, None], torch.diag_embed(root), matrix))
+
+
+def _factorised(matrix: Tensor) -> Tensor:  # (p, n, n) -> (p,)
+    """Put Cholesky factors in place of matrices that lie column by column; not 0: there is none."""
+    info = torch.empty(len(matrix), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(matrix, out=(matrix, info))
+    return info
+
+
+def _solved(root: Tensor, g: Tensor) -> Tensor:  # (p, n, n), (p, n, 1) -> (p, n, 1)
+    # `torch.cholesky_solve` copies the factors first.
+    half = torch.linalg.solve_triangular(root, g, upper=False)
+    return torch.linalg.solve_triangular(root.mT, half, upper=True)

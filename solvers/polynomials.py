@@ -102,23 +102,23 @@ def fine_share(v: Tensor) -> Tensor:  # (p, q, D) -> (p,)
     return fine.square().sum((1, 2))
 
 
-def stiffness(samples: Tensor, modes: int) -> Tensor:  # (p, s, m, m) -> (p, k m, k m)
+def stiffness(
+    samples: Tensor, modes: int, out: Tensor | None = None
+) -> Tensor:  # (p, s, m, m) -> (p, k m, k m)
     """The Hessian of the energy in the modes, with the metric interpolated and fixed.
 
     Args:
         samples: The metric in the middle of s equally long parts of the curve.
         modes: k.
+        out: Memory for it, whole.
     """
-    p, s, m, _ = samples.shape
-    shares = constant(_overlaps, (modes, s), samples)  # (s, k, k)
-    # One term after the other: every curve must have the same bits as alone.
-    total = samples.new_zeros(p, modes, m, modes, m)
-    for share, g in zip(shares, samples.unbind(1), strict=True):
-        total += share[:, None, :, None] * g[:, None, :, None, :]
-    return total.flatten(3, 4).flatten(1, 2)
+    shares = constant(_overlaps, (modes, samples.shape[1]), samples)
+    return _assembled(shares, samples, modes, out)
 
 
-def gauss_newton(blocks: Tensor, modes: int, forms: bool = False) -> Tensor:  # -> (p, k m, k m)
+def gauss_newton(
+    blocks: Tensor, modes: int, forms: bool = False, out: Tensor | None = None
+) -> Tensor:  # -> (p, k m, k m)
     """The Hessian of the energy in the modes, with Jacobians interpolated between places.
 
     With ``J(t)`` linear between s places, evenly spaced inside the curve, and constant outside of
@@ -130,13 +130,25 @@ def gauss_newton(blocks: Tensor, modes: int, forms: bool = False) -> Tensor:  # 
             ``J_aᵀJ_{a+1}`` of neighbours. With forms ``(p, 3 s − 1, m, m)``: then those.
         modes: k.
         forms: Whether there are forms.
+        out: Memory for it, whole.
     """
-    p, count, m, _ = blocks.shape
+    count = blocks.shape[1]
     places = (count + 1) // (3 if forms else 2)
     shares = constant(_tangent_overlaps, (modes, places, forms), blocks)
-    found = apply_matrix(shares, blocks.flatten(2)).view(p, modes, modes, m, m)
-    half = found.transpose(2, 3).reshape(p, modes * m, modes * m)
-    return half + half.mT
+    turned = blocks[:, places : 2 * places - 1].mT
+    return _assembled(shares, torch.cat([blocks, turned], 1), modes, out)
+
+
+def _assembled(
+    shares: Tensor, blocks: Tensor, modes: int, out: Tensor | None
+) -> Tensor:  # (k k, c + r), (p, c, m, m) -> (p, k m, k m)
+    """The sum of every block times its ``(k, k)`` shares, as a matrix in the modes."""
+    p, _, m, _ = blocks.shape
+    found = apply_matrix(shares, blocks.flatten(2)).view(p, modes, modes, m, m).transpose(2, 3)
+    if out is None:
+        return found.reshape(p, modes * m, modes * m)
+    out.view(found.shape).copy_(found)
+    return out
 
 
 def modes_of(curve: Curve, modes: int) -> Tensor:  # (p,) curves -> (p, k, m)
@@ -241,7 +253,7 @@ def _finest(count: int) -> np.ndarray:  # (2, q)
     return _padded((values * np.sqrt(2 * k + 1)).T * _weights(count))
 
 
-def _overlaps(modes: int, samples: int) -> np.ndarray:  # (s, k, k)
+def _overlaps(modes: int, samples: int) -> np.ndarray:  # (k k, s)
     """``2 ∫ P_k P_l h_s dt`` with hat functions about the middles of ``s`` parts, flat outside."""
     # Between middles everything is polynomial.
     middles = (np.arange(samples) + 0.5) / samples
@@ -252,13 +264,14 @@ def _overlaps(modes: int, samples: int) -> np.ndarray:  # (s, k, k)
     weights = (pieces[:, None] * w / 2).ravel()
     hats = np.stack([np.interp(t, middles, row) for row in np.eye(samples)])
     values = legvander(2 * t - 1, modes)[:, 1:]
-    return 2 * np.einsum("st,tk,tl->skl", hats * weights, values, values)
+    shares = 2 * np.einsum("st,tk,tl->kls", hats * weights, values, values)
+    return _padded(shares.reshape(-1, samples))
 
 
 def _tangent_overlaps(
     modes: int, places: int, forms: bool
-) -> np.ndarray:  # (k k, 2 s − 1 or 3 s − 1)
-    """What every block adds to half of :func:`gauss_newton`; its transpose is the other half.
+) -> np.ndarray:  # (k k, 3 s − 2 or 4 s − 2)
+    """What every block adds to :func:`gauss_newton`, those of neighbours once more turned round.
 
     With hat functions ``h_a`` about the places, flat outside of them, and integrals ``φ_k`` of the
     modes, it is ``2 ∫ (h_a φ_k)′ (h_b φ_l)′ dt`` for a product of Jacobians, ``∫ h_a φ_k φ_l dt``
@@ -276,11 +289,12 @@ def _tangent_overlaps(
     rises = np.repeat(np.diff(slopes) / width, len(x), 1)
     phi = _integrals(t, modes).T
     moving = hats[:, None] * legvander(2 * t - 1, modes).T[1:] + rises[:, None] * phi
-    own = np.einsum("t,akt,alt->akl", weights, moving, moving)
+    own = 2 * np.einsum("t,akt,alt->akl", weights, moving, moving)
     beside = 2 * np.einsum("t,akt,alt->akl", weights, moving[:-1], moving[1:])
     parts = [own, beside]
     if forms:
-        parts.append(np.einsum("t,at,kt,lt->akl", weights, hats, phi, phi) / 2)
+        parts.append(np.einsum("t,at,kt,lt->akl", weights, hats, phi, phi))
+    parts.append(beside.swapaxes(1, 2))
     shares = np.concatenate(parts)
     return _padded(shares.reshape(len(shares), -1).T)
 
