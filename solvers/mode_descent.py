@@ -137,12 +137,6 @@ class ModeState(Search):
             fine_before=self.fine,
         )
 
-    def squared(self, rows: Tensor, v: Tensor) -> Tensor:  # (q,), (q, j, m) -> (q,)
-        """The mean square of velocities, in the mean metric along the start where it is known."""
-        if not self.mean.shape[1]:
-            return v.square().sum(2).mean(1)
-        return ((v @ self.mean[rows]) * v).sum(2).mean(1)
-
 
 @dataclass(frozen=True)
 class Level:

@@ -10,6 +10,7 @@ whose energy the same points integrate exactly.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +23,7 @@ from riemae.numerics.constants import constant
 from riemae.solvers.curve import Curve
 
 _ALIGNED = 16  # columns of matrices for `apply_matrix`
+_LOOKS = 33  # points at which a curve's velocity is looked at
 
 
 @lru_cache
@@ -170,9 +172,23 @@ def spline_of(z0: Tensor, z1: Tensor, modes: Tensor, segments: int) -> Curve:
     return Curve(nodes, slopes)
 
 
-def strayed(modes: Tensor, segments: int) -> Tensor:  # (p, k, m) -> (p, j, m)
-    """By how much velocities of :func:`spline_of` differ from the curves' between nodes."""
-    return apply_matrix(constant(_strayed_at, (modes.shape[1], segments), modes), modes)
+def strayed_squares(
+    z0: Tensor, z1: Tensor, modes: Tensor, metric: Tensor, segments: tuple[int, ...]
+) -> Tensor:  # (p, m) twice, (p, k, m), (p, m, m) -> (p, 1 + s)
+    """Mean squares of the curves' velocities, and of what :func:`spline_of` changes of them.
+
+    Args:
+        z0: End points.
+        z1: End points.
+        modes: The curves' modes.
+        metric: In which velocities are measured; ``(p, 0, 0)`` for the identity.
+        segments: Of the splines.
+    """
+    known = torch.cat([(z1 - z0)[:, None], modes], 1)
+    p, count, _ = known.shape
+    v = apply_matrix(constant(_strayed, (count - 1, segments), modes), known)
+    squares = ((v @ metric if metric.shape[1] else v) * v).sum(2)
+    return squares.view(p, -1, count).sum(2)
 
 
 def _padded(matrix: np.ndarray) -> np.ndarray:
@@ -321,6 +337,16 @@ def _slopes_at(modes: int, segments: int) -> np.ndarray:
     return _padded(legvander(2 * t - 1, modes)[:, 1:])
 
 
+def _strayed(modes: int, segments: tuple[int, ...]) -> np.ndarray:  # ((1 + s) (k + 1), k + 1)
+    """The difference of end points, and modes, to numbers that have these mean squares."""
+    slopes = legvander(2 * _times(_LOOKS) - 1, modes)
+    parts = [slopes, *(np.pad(_strayed_at(modes, n), ((0, 0), (1, 0))) for n in segments)]
+    # As few numbers as there are unknowns have the same sums of squares.
+    parts = [np.linalg.qr(x / math.sqrt(len(x))).R for x in parts]
+    count = modes + 1
+    return _padded(np.concatenate([np.pad(x, ((0, count - len(x)), (0, 0))) for x in parts]))
+
+
 def _strayed_at(modes: int, segments: int) -> np.ndarray:
     """Velocities of the Hermite spline of every mode, less its own, where they differ most."""
     nodes = np.linspace(0, 1, segments + 1)
@@ -331,4 +357,4 @@ def _strayed_at(modes: int, segments: int) -> np.ndarray:
     found = found + (1 - u) * (1 - 3 * u) * slope[:-1] + u * (3 * u - 2) * slope[1:]
     times = (nodes[:-1] + u[:, 0] / segments).ravel()
     true = legvander(2 * times - 1, modes)[:, 1:]
-    return _padded(found.reshape(-1, modes) - true)
+    return found.reshape(-1, modes) - true

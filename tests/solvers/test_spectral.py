@@ -123,8 +123,16 @@ class TestPolynomials:
         z0, z1, c = self.curves()
         coarse, fine = (polynomials.spline_of(z0, z1, c, n) for n in (8, 4096))
         t = torch.cat([(torch.arange(8) + u) / 8 for u in (0.2, 0.5, 0.8)]).double()
-        expected = coarse.velocity(t) - fine.velocity(t)
-        torch.testing.assert_close(polynomials.strayed(c, 8), expected, rtol=1e-5, atol=1e-7)
+        whole = fine.velocity(torch.from_numpy(polynomials.lobatto(33)[0]))
+        strayed = coarse.velocity(t) - fine.velocity(t)
+        g = draw(3, 2, 2, seed=5)
+        g = g @ g.mT + torch.eye(2)
+        for metric, used in ((g, g), (g[:, :0, :0], torch.eye(2).double())):
+            expected = [((v @ used) * v).sum(2).mean(1) for v in (whole, strayed)]
+            found = polynomials.strayed_squares(z0, z1, c, metric, (8, 64))
+            torch.testing.assert_close(found[:, :2], torch.stack(expected, 1), rtol=1e-5, atol=0)
+            # Velocities are off by the cube of a segment's length.
+            assert ((found[:, 1] / found[:, 2]).log2() / 2 - 9).abs().max() < 0.5
 
 
 def test_forces_on_images_are_pulled_back():
