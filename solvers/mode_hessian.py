@@ -15,9 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riemae.numerics.constants import constant
 from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, change_along
 from riemae.solvers.path_metric import PathMetric, sampled_metric
-from riemae.solvers.polynomials import gauss_newton, slope_at_places, spline_of, stiffness
+from riemae.solvers.polynomials import (
+    gauss_newton,
+    mode_energies,
+    slope_at_places,
+    spline_of,
+    stiffness,
+)
 from riemae.solvers.space import Space
 from riemae.solvers.state import at_hand, on_host, placed, read
 
@@ -57,14 +64,13 @@ class ModeHessian:
             self.change = nodes.new_ones(p)
             return
         if second_order:
-            evenly = torch.linspace(0, nodes.shape[1] - 1, _PLACES + 2).round().long()
-            places = nodes[:, evenly]
+            places = _evenly(nodes)
             seen = _Seen.of(space, places, second_order=False)
             self.blocks, self.regular = seen.blocks, seen.regular
             self.slope, self.energy = seen.slope, seen.energy
             metrics = self.blocks[:, :_PLACES]
             v = places[:, 2:] - places[:, :-2]
-            squares = ((v[:, :, None] @ metrics) @ v[..., None])[..., 0, 0]
+            squares = ((metrics * v[..., None]).sum(2) * v).sum(2)
             self.speeds = (_PLACES + 1) / 2 * squares.sqrt()
         else:
             few = _SAMPLES_OF_MANY if m <= ONE_PLACE_BEYOND else 1
@@ -81,11 +87,11 @@ class ModeHessian:
     def extended(self, modes: int) -> None:
         """For curves of so many modes."""
         like = self.mean
-        k = torch.arange(1, modes + 1, device=like.device).to(like)
-        self.scale = (2 * k + 1)[:, None] / 2
+        self.dense = self.second_order or modes * like.shape[1] <= _DENSE
+        if self.sketch is not None or not self.dense:
+            self.scale = 0.5 / mode_energies(modes, like)[:, None]
         if self.sketch is not None:
             return
-        self.dense = self.second_order or modes * like.shape[1] <= _DENSE
         if not self.dense:
             self.root = torch.linalg.cholesky(like).mT
             return
@@ -113,7 +119,7 @@ class ModeHessian:
         if at_hand(self.root):
             n = self.root.shape[1]
             size = max(1, _NEAR // (n * n * self.root.element_size()))
-        return [slice(begin, begin + size) for begin in range(0, count, size)]
+        return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
     def renewed(
         self, space: Space, rows: np.ndarray, z0: Tensor, z1: Tensor, modes: Tensor
@@ -187,22 +193,39 @@ class _Seen:
         """
         n = nodes.shape[1] - 1
         found = space.expand(nodes, second_order)
-        g = found.gauss_newton.diagonal / (4 * n)
-        links = found.gauss_newton.upper / (-2 * n)
+        g, links = found.gauss_newton.diagonal, found.gauss_newton.upper
         if not found.separate:  # they may average over neighbours
-            links = (g[:, :-1] + g[:, 1:]) / 2
+            links = (g[:, :-1] + g[:, 1:]) / -4
         parts = [g, links]
         if second_order:
             assert found.correction is not None
-            parts.append(n * found.correction.diagonal)
-        top = g.diagonal(dim1=2, dim2=3).sum(-1).amax(1)
-        finite = torch.stack([x.isfinite().flatten(1).all(1) for x in parts]).all(0)
-        sound = finite & (top > 0)
-        eye = torch.eye(nodes.shape[-1]).to(g)
+            parts.append(found.correction.diagonal)
+        blocks = torch.cat(parts, 1) * constant(_scales, (n, second_order), g)
+        own = blocks[:, : n - 1].diagonal(dim1=2, dim2=3)
+        top = own.sum(-1).amax(1)
+        largest = torch.linalg.vector_norm(blocks, torch.inf, (1, 2, 3))
+        sound = (largest < torch.inf) & (top > 0)
         floor = 1e2 * torch.finfo(g.dtype).eps * top
-        parts[0] = g + floor[:, None, None, None] * eye
-        parts = [torch.where(sound[:, None, None, None], x, eye) for x in parts]
-        return cls(torch.cat(parts, 1), sound.to(g), found.gradient, found.energy)
+        own.add_(floor.view(-1, 1, 1))
+        eye = constant(np.eye, (nodes.shape[-1],), g)
+        blocks = torch.where(sound.view(-1, 1, 1, 1), blocks, eye)
+        return cls(blocks, sound.to(g), found.gradient, found.energy)
+
+
+def _evenly(nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, s + 2, m)
+    """Some of the nodes."""
+    n, count = nodes.shape[1] - 1, _PLACES + 1
+    if n % count:
+        return nodes[:, [round(i * n / count) for i in range(count + 1)]]
+    return nodes[:, :: n // count]
+
+
+def _scales(n: int, second_order: bool) -> np.ndarray:  # -> (b, 1, 1)
+    """What makes Jacobians' products and forms of the blocks of n chords' energy."""
+    scales = [1 / (4 * n)] * (n - 1) + [-1 / (2 * n)] * (n - 2)
+    if second_order:
+        scales += [n] * (n - 1)
+    return np.reshape(scales, (-1, 1, 1))
 
 
 def _rooted(blocks: Tensor, modes: int, forms: bool) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,7 @@ def change_along(
     root = torch.linalg.cholesky(samples[:, :-1])
     half = torch.linalg.solve_triangular(root, samples[:, 1:], upper=False)
     between = torch.linalg.solve_triangular(root, half.mT, upper=False)
-    values = torch.linalg.eigvalsh((between + between.mT) / 2)
+    values = torch.linalg.eigvalsh(between)
     return torch.maximum(values[..., -1], 1 / values[..., 0]).amax(1).sqrt()
 
 

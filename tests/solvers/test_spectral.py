@@ -8,9 +8,10 @@ from flat_spaces import FLAT_ONTO
 from torch import nn
 
 from riemae import Manifold, solvers
-from riemae.solvers import Curve, Newton, QuasiNewton, Spectral, polynomials, spectral
+from riemae.solvers import Curve, Newton, QuasiNewton, Spectral, polynomials, spectral, state
 from riemae.solvers.budget import limited
 from riemae.solvers.hooks import energy_and_gradient, pulled_of
+from riemae.solvers.mode_hessian import ModeHessian
 from riemae.solvers.space import space_of
 from riemae.solvers.spectral import Settings
 
@@ -133,6 +134,89 @@ class TestPolynomials:
             torch.testing.assert_close(found[:, :2], torch.stack(expected, 1), rtol=1e-5, atol=0)
             # Velocities are off by the cube of a segment's length.
             assert ((found[:, 1] / found[:, 2]).log2() / 2 - 9).abs().max() < 0.5
+
+
+class TestHessian:
+    def hessian(self, p=300, dtype=F64, first=0):
+        """Of more curves than are factorised at a time."""
+        M = Manifold(network(8, 24, 20).to(dtype))
+        z0, z1 = draw(2, 300, 8).to(dtype)[:, first : first + p]
+        found = ModeHessian(space_of(M, z0), Curve.line(z0, z1, 8).nodes, second_order=True)
+        assert found.regular.all()
+        return found
+
+    def spoilt(self, found):
+        """One matrix without a factor, and the same diagonal."""
+        found.blocks[170, 3:, 0, 1] += 1e3
+        found.blocks[170, 3:, 1, 0] -= 1e3
+
+    def gradients(self, modes=6):
+        return draw(300, modes, 8, seed=3)
+
+    def test_is_the_inverse_of_gauss_newton(self):
+        found, g = self.hessian(), self.gradients()
+        self.spoilt(found)
+        found.extended(6)
+        h = polynomials.gauss_newton(found.blocks, 6)
+        assert torch.linalg.eigvalsh(h[170])[0] < 0
+        # Without a factor of its own: that of the diagonal.
+        h[170] = h[170].diagonal().diag()
+        expected = torch.linalg.solve(h, g.flatten(1)).view_as(g)
+        torch.testing.assert_close(found.of()(g), expected, rtol=1e-9, atol=1e-12)
+        rows = torch.tensor([3, 170, 171, 299])
+        assert torch.equal(found.of(rows)(g[rows]), found.of()(g)[rows])
+        assert torch.equal(found.select(rows.numpy()).of()(g[rows]), found.of()(g)[rows])
+
+    def test_goes_the_same_way_where_no_number_is_read(self, monkeypatch):
+        found, g = self.hessian(), self.gradients()
+        self.spoilt(found)
+        found.extended(6)
+        expected = found.of()(g)
+        monkeypatch.setattr(state, "_ON_HOST", frozenset())
+        found.extended(6)
+        assert torch.equal(found.of()(g), expected)
+
+    @pytest.mark.parametrize("dtype", [F64, torch.float32])
+    def test_has_the_same_bits_alone(self, dtype):
+        found, g = self.hessian(dtype=dtype), self.gradients().to(dtype)
+        found.extended(6)
+        for row in (0, 112, 113, 299):
+            alone = self.hessian(1, dtype, row)
+            alone.extended(6)
+            assert torch.equal(alone.of()(g[[row]]), found.of()(g)[[row]])
+
+    def test_second_derivatives_count_as_far_as_the_energy_is_convex(self):
+        found, g = self.hessian(), self.gradients()
+        rows = numpy.array([1, 5, 200, 299])
+        # A flat space whose metric is G, and forms that are multiples of it: with ∫ |z'|² of at
+        # least π² ∫ |z|², the energy 2 |z'|² + share |z|² is convex above -2 π².
+        shares = torch.tensor([5.0, -15.0, -30.0, -1e3], dtype=F64)
+        counted = torch.tensor([5.0, -15.0, -15.0, 0.0], dtype=F64)
+        G = found.blocks[rows, 0]
+        found.anew[rows, :7] = G[:, None]
+        found.anew[rows, 7:] = (shares[:, None, None] * G)[:, None]
+        found.newer[rows] = True
+        before = self.hessian()
+        for modes in (6, 9):
+            found.extended(modes)
+            before.extended(modes)
+            x, w = numpy.polynomial.legendre.leggauss(modes + 2)
+            p = torch.from_numpy(numpy.polynomial.legendre.legvander(x, modes + 1).T)
+            k = torch.arange(1, modes + 1, dtype=F64)
+            phi = (p[2:] - p[:-2]) / (4 * k + 2)[:, None]
+            overlaps = torch.einsum("q,kq,lq->kl", torch.from_numpy(w) / 2, phi, phi)
+            flat = (2 / (2 * k + 1)).diag()
+            h = torch.stack(
+                [
+                    torch.kron(flat + c * overlaps, metric)
+                    for c, metric in zip(counted, G, strict=True)
+                ]
+            )
+            g = self.gradients(modes)
+            expected = torch.linalg.solve(h, g[rows].flatten(1)).view_as(g[rows])
+            torch.testing.assert_close(found.of()(g)[rows], expected, rtol=1e-8, atol=1e-10)
+            others = numpy.setdiff1d(numpy.arange(300), rows)
+            assert torch.equal(found.of()(g)[others], before.of()(g)[others])
 
 
 def test_forces_on_images_are_pulled_back():
