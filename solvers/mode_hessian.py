@@ -100,18 +100,26 @@ class ModeHessian:
         if not self.newer.any():
             assemble = gauss_newton if self.second_order else stiffness
             for some in self._portions(len(like)):
-                whole = self.root[some]
-                assemble(self.blocks[some], modes, out=whole)
-                _root_in_place(whole)
+                root = self.root[some]
+                assemble(self.blocks[some], modes, out=root)
+                _root_in_place(root)
             return
         for those, blocks, forms in (
             (~self.newer, self.blocks, False),
             (self.newer, self.anew, True),
         ):
-            every = those.nonzero()[0]
-            for some in self._portions(len(every)):
-                rows = placed(every[some], like)
-                self.root[rows], _ = _rooted(blocks[rows], modes, forms)
+            rows = those.nonzero()[0]
+            if len(rows):
+                self._root_at(rows, blocks[placed(rows, like)], modes, forms)
+
+    def _root_at(self, rows: np.ndarray, blocks: Tensor, modes: int, forms: bool) -> Tensor:
+        """Factors of the curves at ``rows`` anew, and ``(q,)``: 1 where the energy is convex."""
+        convex = []
+        for some in self._portions(len(rows)):
+            root, found = _rooted(blocks[some], modes, forms)
+            self.root[placed(rows[some], root)] = root
+            convex.append(found)
+        return torch.cat(convex)
 
     def _portions(self, count: int) -> list[slice]:
         """So many curves, in portions whose matrices stay near the processor."""
@@ -128,10 +136,9 @@ class ModeHessian:
         those = placed(rows, modes)
         nodes = spline_of(z0, z1, modes, _PLACES_ANEW + 1).nodes
         seen = _Seen.of(space, nodes, second_order=True)
-        root, convex = _rooted(seen.blocks, modes.shape[1], forms=True)
         self.anew[those] = seen.blocks
         self.newer[rows] = True
-        self.root[those] = root
+        convex = self._root_at(rows, seen.blocks, modes.shape[1], forms=True)
         return convex * seen.regular
 
     def select(self, rows: np.ndarray) -> ModeHessian:
@@ -164,7 +171,7 @@ class ModeHessian:
         # Twice as fast as indexing.
         root = self.root if rows is None else self.root.index_select(0, rows)
         if self.dense:
-            return lambda g: _solved(root, g.flatten(1)[..., None]).view(g.shape)
+            return lambda g: _solved(root, g.reshape(*root.shape[:2], 1)).view(g.shape)
         return lambda g: self.scale * _solved(root, g.mT).mT
 
 

@@ -155,21 +155,15 @@ def _assembled(
 
 def modes_of(curve: Curve, modes: int) -> Tensor:  # (p,) curves -> (p, k, m)
     """The modes of curves: Legendre coefficients of their velocities."""
-    times, matrix = _analysis(modes)
-    v = curve.velocity(torch.from_numpy(times).to(curve.nodes))
-    return apply_matrix(constant(_analysis_padded, (modes,), v), v)
+    known = torch.cat([curve.nodes.diff(dim=1), curve.slopes], 1)
+    return apply_matrix(constant(_analysis, (modes, curve.segments), known), known)
 
 
 def spline_of(z0: Tensor, z1: Tensor, modes: Tensor, segments: int) -> Curve:
     """The curves as Hermite splines that touch them in ``segments + 1`` nodes."""
-    line = Curve.line(z0, z1, segments)
-    k = modes.shape[1]
-    nodes = line.nodes + apply_matrix(constant(_bends_at, (k, segments), modes), modes)
-    slopes = line.slopes + apply_matrix(constant(_slopes_at, (k, segments), modes), modes)
-    # End points are met exactly.
-    nodes[:, 0] = z0
-    nodes[:, -1] = z1
-    return Curve(nodes, slopes)
+    known = torch.cat([z0[:, None], z1[:, None], modes], 1)
+    both = apply_matrix(constant(_splines, (modes.shape[1], segments), known), known)
+    return Curve(both[:, : segments + 1], both[:, segments + 1 :])
 
 
 def strayed_squares(
@@ -187,7 +181,7 @@ def strayed_squares(
     known = torch.cat([(z1 - z0)[:, None], modes], 1)
     p, count, _ = known.shape
     v = apply_matrix(constant(_strayed, (count - 1, segments), modes), known)
-    squares = ((v @ metric if metric.shape[1] else v) * v).sum(2)
+    squares = ((torch.bmm(v, metric) if metric.shape[1] else v) * v).sum(2)
     return squares.view(p, -1, count).sum(2)
 
 
@@ -315,26 +309,31 @@ def _tangent_overlaps(
     return _padded(shares.reshape(len(shares), -1).T)
 
 
-@lru_cache
-def _analysis(modes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss points in [0, 1], and the matrix from velocities there to Legendre coefficients."""
+def _analysis(modes: int, segments: int) -> np.ndarray:  # (k, 2 n + 1)
+    """Differences of a spline's nodes, and its slopes, to Legendre coefficients."""
     x, w = leggauss(2 * modes + 2)
     k = np.arange(1, modes + 1)
-    values = legvander(x, modes)[:, 1:]
-    return (x + 1) / 2, ((2 * k + 1) * values * w[:, None] / 2).T
+    coefficients = ((2 * k + 1) * legvander(x, modes)[:, 1:] * w[:, None] / 2).T
+    times = segments * (x + 1) / 2
+    piece = times.astype(int)
+    u = times - piece
+    row = np.arange(len(x))
+    v = np.zeros((len(x), 2 * segments + 1))
+    v[row, piece] = 6 * u * (1 - u) * segments
+    v[row, segments + piece] = (1 - u) * (1 - 3 * u)
+    v[row, segments + piece + 1] = u * (3 * u - 2)
+    return _padded(coefficients @ v)
 
 
-def _analysis_padded(modes: int) -> np.ndarray:
-    return _padded(_analysis(modes)[1])
-
-
-def _bends_at(modes: int, segments: int) -> np.ndarray:
-    return _padded(_integrals(np.linspace(0, 1, segments + 1), modes))
-
-
-def _slopes_at(modes: int, segments: int) -> np.ndarray:
+def _splines(modes: int, segments: int) -> np.ndarray:  # (2 n + 2, 2 + k)
+    """End points and modes to a spline's nodes, and its slopes."""
     t = np.linspace(0, 1, segments + 1)
-    return _padded(legvander(2 * t - 1, modes)[:, 1:])
+    bends = _integrals(t, modes)
+    bends[[0, -1]] = 0.0  # end points are met exactly
+    nodes = np.column_stack([1 - t, t, bends])
+    ones = np.ones(segments + 1)
+    slopes = np.column_stack([-ones, ones, legvander(2 * t - 1, modes)[:, 1:]])
+    return _padded(np.concatenate([nodes, slopes]))
 
 
 def _strayed(modes: int, segments: tuple[int, ...]) -> np.ndarray:  # ((1 + s) (k + 1), k + 1)

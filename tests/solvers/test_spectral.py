@@ -120,6 +120,14 @@ class TestPolynomials:
         line = Curve.line(z0, z1, 8)
         torch.testing.assert_close(polynomials.modes_of(line, 7), torch.zeros_like(c))
 
+    def test_modes_of_a_rough_spline(self):
+        spline = Curve(draw(3, 5, 2), draw(3, 5, 2, seed=8))
+        x, w = (torch.from_numpy(y) for y in numpy.polynomial.legendre.leggauss(10))
+        p = torch.from_numpy(numpy.polynomial.legendre.legvander(x.numpy(), 4).T[1:])
+        k = torch.arange(1, 5)[:, None]
+        expected = (2 * k + 1) * (p * w / 2) @ spline.velocity((x + 1) / 2)
+        torch.testing.assert_close(polynomials.modes_of(spline, 4), expected)
+
     def test_by_how_much_a_spline_strays(self):
         z0, z1, c = self.curves()
         coarse, fine = (polynomials.spline_of(z0, z1, c, n) for n in (8, 4096))
