@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from riemae.numerics.constants import constant
 from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, change_along
@@ -39,6 +40,7 @@ _SAMPLES, _MANY, _SAMPLES_OF_MANY = 4, 12, 2
 _PLACES, _PLACES_ANEW = 3, 4
 # Matrices of so many bytes at a time are factorised where they stay near the processor.
 _NEAR = 2 * 2**20
+_WHOLE = 8
 
 
 class ModeHessian:
@@ -96,12 +98,16 @@ class ModeHessian:
             self.root = torch.linalg.cholesky(like).mT
             return
         n = modes * like.shape[1]
-        self.root = like.new_empty(len(like), n, n)
+        size = n + -n % _WHOLE
+        self.root = like.new_empty(len(like), size, size)
         if not self.newer.any():
             assemble = gauss_newton if self.second_order else stiffness
             for some in self._portions(len(like)):
                 root = self.root[some]
-                assemble(self.blocks[some], modes, out=root)
+                if size == n:
+                    assemble(self.blocks[some], modes, out=root)
+                else:
+                    root.copy_(_whole(assemble(self.blocks[some], modes)))
                 _root_in_place(root)
             return
         for those, blocks, forms in (
@@ -171,7 +177,7 @@ class ModeHessian:
         # Twice as fast as indexing.
         root = self.root if rows is None else self.root.index_select(0, rows)
         if self.dense:
-            return lambda g: _solved(root, g.reshape(*root.shape[:2], 1)).view(g.shape)
+            return lambda g: _inverse(root, g)
         return lambda g: self.scale * _solved(root, g.mT).mT
 
 
@@ -240,7 +246,7 @@ def _rooted(blocks: Tensor, modes: int, forms: bool) -> tuple[Tensor, Tensor]:
 
     Elsewhere the forms count half, or not at all.
     """
-    root = gauss_newton(blocks, modes, forms)
+    root = _whole(gauss_newton(blocks, modes, forms))
     if not forms:
         _root_in_place(root)
         return root, blocks.new_ones(len(blocks))
@@ -252,12 +258,35 @@ def _rooted(blocks: Tensor, modes: int, forms: bool) -> tuple[Tensor, Tensor]:
         those = placed(rows, blocks)
         few = (blocks.shape[1] + 1) // 3 * 2 - 1
         part = blocks[those]
-        flat = gauss_newton(part[:, :few], modes)
-        half = (gauss_newton(part, modes, forms=True) + flat) / 2
+        flat = _whole(gauss_newton(part[:, :few], modes))
+        half = (_whole(gauss_newton(part, modes, forms=True)) + flat) / 2
         still = _factorised(half)
         _root_in_place(flat)
         root[those] = torch.where((still == 0)[:, None, None], half, flat)
     return root, convex
+
+
+def _whole(matrix: Tensor) -> Tensor:  # (p, n, n) -> (p, n + r, n + r)
+    """With rows and columns of the identity, up to a multiple of 8.
+
+    Where in memory a matrix begins would matter to the last bits, and so to curves in a batch.
+    """
+    n = matrix.shape[1]
+    spare = -n % _WHOLE
+    if not spare:
+        return matrix
+    wide = F.pad(matrix, (0, spare, 0, spare))
+    wide.diagonal(dim1=1, dim2=2)[:, n:].fill_(1.0)
+    return wide
+
+
+def _inverse(upper: Tensor, g: Tensor) -> Tensor:  # (p, n + r, n + r), (p, k, m) -> (p, k, m)
+    p, size, _ = upper.shape
+    n = g.shape[1] * g.shape[2]
+    if n == size:
+        return _solved(upper, g.reshape(p, n, 1)).view(g.shape)
+    wide = F.pad(g.flatten(1), (0, size - n))
+    return _solved(upper, wide[..., None])[:, :n, 0].unflatten(1, g.shape[1:])
 
 
 def _root_in_place(matrix: Tensor) -> None:  # (p, n, n)
