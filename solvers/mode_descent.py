@@ -161,12 +161,6 @@ class ModeState(Search):
         for name in _MOVING:
             getattr(self, name)[rows] = getattr(part, name)
 
-    def squared(self, rows: Tensor, v: Tensor) -> Tensor:  # (q,), (q, j, m) -> (q,)
-        """The mean square of velocities, in the mean metric along the start where it is known."""
-        if not self.mean.shape[1]:
-            return v.square().sum(2).mean(1)
-        return ((v @ self.mean[rows]) * v).sum(2).mean(1)
-
 
 # What a step changes.
 _MOVING = (
@@ -251,11 +245,11 @@ class Level:
         inverse: Callable[[Tensor], Tensor] | None = None
         renewals = np.full(len(rows), _RENEWALS if self.renews else 0)
         while True:
-            left = part.left
+            feared = part.left
             if self.patience is not None:
-                left = left * self.patience.doubt(part)
+                feared = feared * self.patience.doubt(part)
             left, goal, since, renewed, length, misses, convex, steps = read(
-                left,
+                feared,
                 self._goal(part),
                 part.since,
                 part.renewed,

@@ -14,12 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from riemae.numerics.constants import constant
 from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, change_along, probed
 from riemae.solvers.path_metric import PathMetric, sampled_metric
-from riemae.solvers.polynomials import gauss_newton, slope_at_places, spline_of, stiffness
+from riemae.solvers.polynomials import (
+    gauss_newton,
+    mode_energies,
+    slope_at_places,
+    spline_of,
+    stiffness,
+)
 from riemae.solvers.space import Space
-from riemae.solvers.state import placed, read
+from riemae.solvers.state import at_hand, on_host, placed, read
 
 # Latent dimensions beyond which the metric is sketched, the sketch's rank, and how large a Hessian
 # is factorised.
@@ -36,6 +44,9 @@ _PLACES, _PLACES_ANEW = 3, 4
 # second as they did after the fourth, and hardly one is too long. A change is that much larger than
 # what probes tell, in mean eigenvalues.
 _FLOOR, _HIGHEST_FLOOR, _AMPLIFIED = 8.0, 0.3, 20.0
+# Matrices of so many bytes at a time are factorised where they stay near the processor.
+_NEAR = 2 * 2**20
+_WHOLE = 8
 
 
 class ModeHessian:
@@ -69,14 +80,13 @@ class ModeHessian:
             self.change = nodes.new_ones(p)
             return
         if second_order:
-            evenly = torch.linspace(0, nodes.shape[1] - 1, _PLACES + 2).round().long()
-            places = nodes[:, evenly]
+            places = _evenly(nodes)
             seen = _Seen.of(space, places, second_order=False)
             self.blocks, self.regular = seen.blocks, seen.regular
             self.slope, self.energy = seen.slope, seen.energy
             metrics = self.blocks[:, :_PLACES]
             v = places[:, 2:] - places[:, :-2]
-            squares = ((v[:, :, None] @ metrics) @ v[..., None])[..., 0, 0]
+            squares = ((metrics * v[..., None]).sum(2) * v).sum(2)
             self.speeds = (_PLACES + 1) / 2 * squares.sqrt()
         else:
             few = _SAMPLES_OF_MANY if m <= ONE_PLACE_BEYOND else 1
@@ -102,26 +112,52 @@ class ModeHessian:
     def extended(self, modes: int) -> None:
         """For curves of so many modes."""
         like = self.mean
-        k = torch.arange(1, modes + 1, device=like.device).to(like)
-        self.scale = (2 * k + 1)[:, None] / 2
-        if self.sketch is not None:
-            return
         small = modes * like.shape[1] <= _DENSE
         self.dense = self.second_order or (small and not self.one_place)
-        if not self.dense:
-            self.root = torch.linalg.cholesky(self.stiff)
+        if self.sketch is not None or not self.dense:
+            self.scale = 0.5 / mode_energies(modes, like)[:, None]
+        if self.sketch is not None:
             return
-        old, new = (~self.newer).nonzero()[0], self.newer.nonzero()[0]
-        if not len(new):
-            matrix = gauss_newton if self.second_order else stiffness
-            self.root = _sound_root(matrix(self.blocks, modes))
+        if not self.dense:
+            self.root = torch.linalg.cholesky(self.stiff).mT
             return
         n = modes * like.shape[1]
-        self.root = like.new_empty(len(like), n, n)
-        for rows, blocks, forms in ((old, self.blocks, False), (new, self.anew, True)):
+        size = n + -n % _WHOLE
+        self.root = like.new_empty(len(like), size, size)
+        if not self.newer.any():
+            assemble = gauss_newton if self.second_order else stiffness
+            for some in self._portions(len(like)):
+                root = self.root[some]
+                if size == n:
+                    assemble(self.blocks[some], modes, out=root)
+                else:
+                    root.copy_(_whole(assemble(self.blocks[some], modes)))
+                _root_in_place(root)
+            return
+        for those, blocks, forms in (
+            (~self.newer, self.blocks, False),
+            (self.newer, self.anew, True),
+        ):
+            rows = those.nonzero()[0]
             if len(rows):
-                those = placed(rows, like)
-                self.root[those], _ = _rooted(blocks[those], modes, forms)
+                self._root_at(rows, blocks[placed(rows, like)], modes, forms)
+
+    def _root_at(self, rows: np.ndarray, blocks: Tensor, modes: int, forms: bool) -> Tensor:
+        """Factors of the curves at ``rows`` anew, and ``(q,)``: 1 where the energy is convex."""
+        convex = []
+        for some in self._portions(len(rows)):
+            root, found = _rooted(blocks[some], modes, forms)
+            self.root[placed(rows[some], root)] = root
+            convex.append(found)
+        return torch.cat(convex)
+
+    def _portions(self, count: int) -> list[slice]:
+        """So many curves, in portions whose matrices stay near the processor."""
+        size = max(1, count)
+        if at_hand(self.root):
+            n = self.root.shape[1]
+            size = max(1, _NEAR // (n * n * self.root.element_size()))
+        return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
     def renewed(
         self, space: Space, rows: np.ndarray, z0: Tensor, z1: Tensor, modes: Tensor
@@ -130,10 +166,9 @@ class ModeHessian:
         those = placed(rows, modes)
         nodes = spline_of(z0, z1, modes, _PLACES_ANEW + 1).nodes
         seen = _Seen.of(space, nodes, second_order=True)
-        root, convex = _rooted(seen.blocks, modes.shape[1], forms=True)
         self.anew[those] = seen.blocks
         self.newer[rows] = True
-        self.root[those] = root
+        convex = self._root_at(rows, seen.blocks, modes.shape[1], forms=True)
         return convex * seen.regular
 
     def select(self, rows: np.ndarray) -> ModeHessian:
@@ -145,7 +180,7 @@ class ModeHessian:
             return found
         found.newer = self.newer[rows]
         for name in ("blocks", "anew", "mean", "stiff", "root"):
-            setattr(found, name, getattr(self, name)[those])
+            setattr(found, name, getattr(self, name).index_select(0, those))
         return found
 
     def taken_slope(self, modes: int) -> tuple[Tensor, Tensor]:  # -> (p, k, m), (p,)
@@ -163,10 +198,11 @@ class ModeHessian:
         if self.sketch is not None:
             sketch = self.sketch if rows is None else self.sketch.select(rows)
             return lambda g: self.scale * sketch.inverse(g)
-        root = self.root if rows is None else self.root[rows]
+        # Twice as fast as indexing.
+        root = self.root if rows is None else self.root.index_select(0, rows)
         if self.dense:
-            return lambda g: torch.cholesky_solve(g.flatten(1)[..., None], root).view(g.shape)
-        return lambda g: self.scale * torch.cholesky_solve(g.mT, root).mT
+            return lambda g: _inverse(root, g)
+        return lambda g: self.scale * _solved(root, g.mT).mT
 
 
 @dataclass(frozen=True)
@@ -194,22 +230,39 @@ class _Seen:
         """
         n = nodes.shape[1] - 1
         found = space.expand(nodes, second_order)
-        g = found.gauss_newton.diagonal / (4 * n)
-        links = found.gauss_newton.upper / (-2 * n)
+        g, links = found.gauss_newton.diagonal, found.gauss_newton.upper
         if not found.separate:  # they may average over neighbours
-            links = (g[:, :-1] + g[:, 1:]) / 2
+            links = (g[:, :-1] + g[:, 1:]) / -4
         parts = [g, links]
         if second_order:
             assert found.correction is not None
-            parts.append(n * found.correction.diagonal)
-        top = g.diagonal(dim1=2, dim2=3).sum(-1).amax(1)
-        finite = torch.stack([x.isfinite().flatten(1).all(1) for x in parts]).all(0)
-        sound = finite & (top > 0)
-        eye = torch.eye(nodes.shape[-1]).to(g)
+            parts.append(found.correction.diagonal)
+        blocks = torch.cat(parts, 1) * constant(_scales, (n, second_order), g)
+        own = blocks[:, : n - 1].diagonal(dim1=2, dim2=3)
+        top = own.sum(-1).amax(1)
+        largest = torch.linalg.vector_norm(blocks, torch.inf, (1, 2, 3))
+        sound = (largest < torch.inf) & (top > 0)
         floor = 1e2 * torch.finfo(g.dtype).eps * top
-        parts[0] = g + floor[:, None, None, None] * eye
-        parts = [torch.where(sound[:, None, None, None], x, eye) for x in parts]
-        return cls(torch.cat(parts, 1), sound.to(g), found.gradient, found.energy)
+        own.add_(floor.view(-1, 1, 1))
+        eye = constant(np.eye, (nodes.shape[-1],), g)
+        blocks = torch.where(sound.view(-1, 1, 1, 1), blocks, eye)
+        return cls(blocks, sound.to(g), found.gradient, found.energy)
+
+
+def _evenly(nodes: Tensor) -> Tensor:  # (p, n + 1, m) -> (p, s + 2, m)
+    """Some of the nodes."""
+    n, count = nodes.shape[1] - 1, _PLACES + 1
+    if n % count:
+        return nodes[:, [round(i * n / count) for i in range(count + 1)]]
+    return nodes[:, :: n // count]
+
+
+def _scales(n: int, second_order: bool) -> np.ndarray:  # -> (b, 1, 1)
+    """What makes Jacobians' products and forms of the blocks of n chords' energy."""
+    scales = [1 / (4 * n)] * (n - 1) + [-1 / (2 * n)] * (n - 2)
+    if second_order:
+        scales += [n] * (n - 1)
+    return np.reshape(scales, (-1, 1, 1))
 
 
 def _rooted(blocks: Tensor, modes: int, forms: bool) -> tuple[Tensor, Tensor]:
@@ -217,25 +270,70 @@ def _rooted(blocks: Tensor, modes: int, forms: bool) -> tuple[Tensor, Tensor]:
 
     Elsewhere the forms count half, or not at all.
     """
+    root = _whole(gauss_newton(blocks, modes, forms))
     if not forms:
-        return _sound_root(gauss_newton(blocks, modes)), blocks.new_ones(len(blocks))
-    whole = gauss_newton(blocks, modes, forms=True)
-    root, info = torch.linalg.cholesky_ex(whole)
+        _root_in_place(root)
+        return root, blocks.new_ones(len(blocks))
+    info = _factorised(root)
     (failed,) = read(info != 0)
     rows = failed.nonzero()[0]
     convex = (info == 0).to(blocks)
     if len(rows):
         those = placed(rows, blocks)
         few = (blocks.shape[1] + 1) // 3 * 2 - 1
-        flat = gauss_newton(blocks[those, :few], modes)
-        half, still = torch.linalg.cholesky_ex((whole[those] + flat) / 2)
-        sound = (still == 0)[:, None, None]
-        root[those] = torch.where(sound, half, _sound_root(flat))
+        part = blocks[those]
+        flat = _whole(gauss_newton(part[:, :few], modes))
+        half = (_whole(gauss_newton(part, modes, forms=True)) + flat) / 2
+        still = _factorised(half)
+        _root_in_place(flat)
+        root[those] = torch.where((still == 0)[:, None, None], half, flat)
     return root, convex
 
 
-def _sound_root(matrix: Tensor) -> Tensor:  # (p, n, n) -> (p, n, n)
-    """The Cholesky factor; where rounding has made it indefinite, of the diagonal."""
-    root, info = torch.linalg.cholesky_ex(matrix)
-    own = matrix.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(matrix.dtype).tiny)
-    return torch.where((info == 0)[:, None, None], root, torch.diag_embed(own.sqrt()))
+def _whole(matrix: Tensor) -> Tensor:  # (p, n, n) -> (p, n + r, n + r)
+    """With rows and columns of the identity, up to a multiple of 8.
+
+    Where in memory a matrix begins would matter to the last bits, and so to curves in a batch.
+    """
+    n = matrix.shape[1]
+    spare = -n % _WHOLE
+    if not spare:
+        return matrix
+    wide = F.pad(matrix, (0, spare, 0, spare))
+    wide.diagonal(dim1=1, dim2=2)[:, n:].fill_(1.0)
+    return wide
+
+
+def _inverse(upper: Tensor, g: Tensor) -> Tensor:  # (p, n + r, n + r), (p, k, m) -> (p, k, m)
+    p, size, _ = upper.shape
+    n = g.shape[1] * g.shape[2]
+    if n == size:
+        return _solved(upper, g.reshape(p, n, 1)).view(g.shape)
+    wide = F.pad(g.flatten(1), (0, size - n))
+    return _solved(upper, wide[..., None])[:, :n, 0].unflatten(1, g.shape[1:])
+
+
+def _root_in_place(matrix: Tensor) -> None:  # (p, n, n)
+    """:func:`_factorised`; where rounding has made it indefinite, that of the diagonal."""
+    own = matrix.diagonal(dim1=1, dim2=2).clone()
+    failed = _factorised(matrix) != 0
+    if at_hand(failed) and not on_host(failed).any():
+        return
+    root = own.clamp(min=torch.finfo(own.dtype).tiny).sqrt()
+    torch.where(failed[:, None, None], torch.diag_embed(root), matrix, out=matrix)
+
+
+def _factorised(matrix: Tensor) -> Tensor:  # (p, n, n) -> (p,)
+    """Put ``Lᵀ`` in place of ``L Lᵀ``; where that returns not 0, there is none."""
+    # Column by column, as LAPACK wants them.
+    columns = matrix.mT
+    info = torch.empty(len(matrix), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(columns, out=(columns, info))
+    return info
+
+
+def _solved(upper: Tensor, g: Tensor) -> Tensor:  # (p, n, n), (p, n, r) -> (p, n, r)
+    """``(L Lᵀ)⁻¹ g`` from ``Lᵀ``."""
+    # `torch.cholesky_solve` would copy the factors first.
+    half = torch.linalg.solve_triangular(upper.mT, g, upper=False)
+    return torch.linalg.solve_triangular(upper, half, upper=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +11,14 @@ from torch import Tensor
 
 from riemae.solvers.curve import Curve
 from riemae.solvers.path_metric import sampled_metric
-from riemae.solvers.polynomials import points_on, spline_of, strayed, velocities
+from riemae.solvers.polynomials import spline_of, strayed_squares
 from riemae.solvers.solver import Attempt, Columns
 from riemae.solvers.space import Space
-from riemae.solvers.state import placed, read
+from riemae.solvers.state import curves_at, read
 
 # A spline in place of the polynomial may add this share of what is asked for to the length.
 _SPLINE = 0.05
-_SEGMENTS = (8, 16, 32, 64, 128)
-_LOOKS = 33  # points at which a curve's latent velocity is looked at
+_SEGMENTS = 8, 16, 32, 64, 128
 # Latent dimensions beyond which the metric is taken at one place: m tangents at each are most of
 # what a curve costs.
 ONE_PLACE_BEYOND = 32
@@ -65,10 +64,6 @@ class ModeMetric(Columns):
         """Squared lengths of velocities."""
         return ((v @ self.mean) * v).sum(2)
 
-    def squared(self, rows: Tensor, v: Tensor) -> Tensor:  # (q,), (q, j, m) -> (q,)
-        """Mean squares of the velocities of the curves at ``rows``."""
-        return ((v @ self.mean[rows]) * v).sum(2).mean(1)
-
     def inverse(self, gradient: Tensor) -> Tensor:  # (p, k, m) -> (p, k, m)
         """The energy's inverse Hessian in the modes, where the metric does not change."""
         scale = (2 * self._orders(gradient) + 1)[:, None] / 2
@@ -97,7 +92,7 @@ def change_along(
     root = torch.linalg.cholesky(samples[:, :-1])
     half = torch.linalg.solve_triangular(root, samples[:, 1:], upper=False)
     between = torch.linalg.solve_triangular(root, half.mT, upper=False)
-    values = torch.linalg.eigvalsh((between + between.mT) / 2)
+    values = torch.linalg.eigvalsh(between)
     return torch.maximum(values[..., -1], 1 / values[..., 0]).amax(1).sqrt()
 
 
@@ -135,7 +130,7 @@ class Settled:
         z0: ``(q, m)``.
         z1: ``(q, m)``.
         modes: ``(q, k, m)``.
-        squared: Finds mean squares ``(r,)`` of velocities ``(r, j, m)`` of the curves at ``(r,)``.
+        metric: ``(q, m, m)``, along them; ``(q, 0, 0)`` where it is not known.
         length: Their lengths.
         energy: Their energies.
         error: Of the lengths.
@@ -150,7 +145,7 @@ class Settled:
     z0: Tensor
     z1: Tensor
     modes: Tensor
-    squared: Callable[[Tensor, Tensor], Tensor]
+    metric: Tensor
     length: np.ndarray
     energy: np.ndarray
     error: np.ndarray
@@ -176,18 +171,14 @@ def joined(groups: list[Settled], rtol: float) -> Attempt:
     curves = []
     count = 0
     for group in groups:
-        for places, curve in as_splines(group.z0, group.z1, group.modes, group.squared, rtol):
+        for places, curve in as_splines(group.z0, group.z1, group.modes, group.metric, rtol):
             curves.append((count + places, curve))
         count += len(group.rows)
     return Attempt(rows.astype(np.int64), length, error, left, uneven, steps, index, curves)
 
 
 def as_splines(
-    z0: Tensor,
-    z1: Tensor,
-    modes: Tensor,
-    squared: Callable[[Tensor, Tensor], Tensor],
-    rtol: float,
+    z0: Tensor, z1: Tensor, modes: Tensor, metric: Tensor, rtol: float
 ) -> Iterator[tuple[np.ndarray, Curve]]:
     """Polynomials as splines in groups: on as few segments as follow them closely enough.
 
@@ -195,20 +186,13 @@ def as_splines(
         z0: ``(p, m)``.
         z1: ``(p, m)``.
         modes: ``(p, k, m)``.
-        squared: Finds mean squares ``(q,)`` of velocities ``(q, j, m)`` of the curves at ``(q,)``.
+        metric: ``(p, m, m)``, along the curves; ``(p, 0, 0)`` where it is not known.
         rtol: The relative accuracy of the lengths.
     """
-    rest = np.arange(len(modes))
-    every = placed(rest, modes)
-    whole = squared(every, velocities(points_on(z0, z1, modes, _LOOKS)))
-    for segments in _SEGMENTS:
-        those = placed(rest, modes)
-        share = squared(those, strayed(modes[those], segments)) / whole[those] / 2
-        (close,) = read(share <= _SPLINE * rtol)
-        close = close | (segments == _SEGMENTS[-1])
-        if close.any():
-            found = placed(rest[close], modes)
-            yield rest[close], spline_of(z0[found], z1[found], modes[found], segments)
-        rest = rest[~close]
-        if not len(rest):
-            return
+    (squares,) = read(strayed_squares(z0, z1, modes, metric, _SEGMENTS[:-1]))
+    close = squares[:, 1:] <= 2 * _SPLINE * rtol * squares[:, :1]
+    fewest = np.where(close.any(1), close.argmax(1), len(_SEGMENTS) - 1)
+    for number in np.unique(fewest):
+        rows = (fewest == number).nonzero()[0]
+        a, b, c = curves_at(rows, z0, z1, modes)
+        yield rows, spline_of(a, b, c, _SEGMENTS[number])

@@ -10,6 +10,7 @@ whose energy the same points integrate exactly.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +23,7 @@ from riemae.numerics.constants import constant
 from riemae.solvers.curve import Curve
 
 _ALIGNED = 16  # columns of matrices for `apply_matrix`
+_LOOKS = 33  # points at which a curve's velocity is looked at
 
 
 @lru_cache
@@ -120,23 +122,23 @@ def fine_share(v: Tensor) -> Tensor:  # (p, q, D) -> (p,)
     return fine.square().sum((1, 2))
 
 
-def stiffness(samples: Tensor, modes: int) -> Tensor:  # (p, s, m, m) -> (p, k m, k m)
+def stiffness(
+    samples: Tensor, modes: int, out: Tensor | None = None
+) -> Tensor:  # (p, s, m, m) -> (p, k m, k m)
     """The Hessian of the energy in the modes, with the metric interpolated and fixed.
 
     Args:
         samples: The metric in the middle of s equally long parts of the curve.
         modes: k.
+        out: Memory for it, whole.
     """
-    p, s, m, _ = samples.shape
-    shares = constant(_overlaps, (modes, s), samples)  # (s, k, k)
-    # One term after the other: every curve must have the same bits as alone.
-    total = samples.new_zeros(p, modes, m, modes, m)
-    for share, g in zip(shares, samples.unbind(1), strict=True):
-        total += share[:, None, :, None] * g[:, None, :, None, :]
-    return total.flatten(3, 4).flatten(1, 2)
+    shares = constant(_overlaps, (modes, samples.shape[1]), samples)
+    return _assembled(shares, samples, modes, out)
 
 
-def gauss_newton(blocks: Tensor, modes: int, forms: bool = False) -> Tensor:  # -> (p, k m, k m)
+def gauss_newton(
+    blocks: Tensor, modes: int, forms: bool = False, out: Tensor | None = None
+) -> Tensor:  # -> (p, k m, k m)
     """The Hessian of the energy in the modes, with Jacobians interpolated between places.
 
     With ``J(t)`` linear between s places, evenly spaced inside the curve, and constant outside of
@@ -148,37 +150,57 @@ def gauss_newton(blocks: Tensor, modes: int, forms: bool = False) -> Tensor:  # 
             ``J_aᵀJ_{a+1}`` of neighbours. With forms ``(p, 3 s − 1, m, m)``: then those.
         modes: k.
         forms: Whether there are forms.
+        out: Memory for it, whole.
     """
-    p, count, m, _ = blocks.shape
+    count = blocks.shape[1]
     places = (count + 1) // (3 if forms else 2)
     shares = constant(_tangent_overlaps, (modes, places, forms), blocks)
-    found = apply_matrix(shares, blocks.flatten(2)).view(p, modes, modes, m, m)
-    half = found.transpose(2, 3).reshape(p, modes * m, modes * m)
-    return half + half.mT
+    turned = blocks[:, places : 2 * places - 1].mT
+    return _assembled(shares, torch.cat([blocks, turned], 1), modes, out)
+
+
+def _assembled(
+    shares: Tensor, blocks: Tensor, modes: int, out: Tensor | None
+) -> Tensor:  # (k k, c + r), (p, c, m, m) -> (p, k m, k m)
+    """The sum of every block times its ``(k, k)`` shares, as a matrix in the modes."""
+    p, _, m, _ = blocks.shape
+    found = apply_matrix(shares, blocks.flatten(2)).view(p, modes, modes, m, m).transpose(2, 3)
+    if out is None:
+        return found.reshape(p, modes * m, modes * m)
+    out.view(found.shape).copy_(found)
+    return out
 
 
 def modes_of(curve: Curve, modes: int) -> Tensor:  # (p,) curves -> (p, k, m)
     """The modes of curves: Legendre coefficients of their velocities."""
-    times, matrix = _analysis(modes)
-    v = curve.velocity(torch.from_numpy(times).to(curve.nodes))
-    return apply_matrix(constant(_analysis_padded, (modes,), v), v)
+    known = torch.cat([curve.nodes.diff(dim=1), curve.slopes], 1)
+    return apply_matrix(constant(_analysis, (modes, curve.segments), known), known)
 
 
 def spline_of(z0: Tensor, z1: Tensor, modes: Tensor, segments: int) -> Curve:
     """The curves as Hermite splines that touch them in ``segments + 1`` nodes."""
-    line = Curve.line(z0, z1, segments)
-    k = modes.shape[1]
-    nodes = line.nodes + apply_matrix(constant(_bends_at, (k, segments), modes), modes)
-    slopes = line.slopes + apply_matrix(constant(_slopes_at, (k, segments), modes), modes)
-    # End points are met exactly.
-    nodes[:, 0] = z0
-    nodes[:, -1] = z1
-    return Curve(nodes, slopes)
+    known = torch.cat([z0[:, None], z1[:, None], modes], 1)
+    both = apply_matrix(constant(_splines, (modes.shape[1], segments), known), known)
+    return Curve(both[:, : segments + 1], both[:, segments + 1 :])
 
 
-def strayed(modes: Tensor, segments: int) -> Tensor:  # (p, k, m) -> (p, j, m)
-    """By how much velocities of :func:`spline_of` differ from the curves' between nodes."""
-    return apply_matrix(constant(_strayed_at, (modes.shape[1], segments), modes), modes)
+def strayed_squares(
+    z0: Tensor, z1: Tensor, modes: Tensor, metric: Tensor, segments: tuple[int, ...]
+) -> Tensor:  # (p, m) twice, (p, k, m), (p, m, m) -> (p, 1 + s)
+    """Mean squares of the curves' velocities, and of what :func:`spline_of` changes of them.
+
+    Args:
+        z0: End points.
+        z1: End points.
+        modes: The curves' modes.
+        metric: In which velocities are measured; ``(p, 0, 0)`` for the identity.
+        segments: Of the splines.
+    """
+    known = torch.cat([(z1 - z0)[:, None], modes], 1)
+    p, count, _ = known.shape
+    v = apply_matrix(constant(_strayed, (count - 1, segments), modes), known)
+    squares = ((torch.bmm(v, metric) if metric.shape[1] else v) * v).sum(2)
+    return squares.view(p, -1, count).sum(2)
 
 
 def _padded(matrix: np.ndarray) -> np.ndarray:
@@ -268,7 +290,7 @@ def _finest(count: int) -> np.ndarray:  # (2, q)
     return _padded((values * np.sqrt(2 * k + 1)).T * _weights(count))
 
 
-def _overlaps(modes: int, samples: int) -> np.ndarray:  # (s, k, k)
+def _overlaps(modes: int, samples: int) -> np.ndarray:  # (k k, s)
     """``2 ∫ P_k P_l h_s dt`` with hat functions about the middles of ``s`` parts, flat outside."""
     # Between middles everything is polynomial.
     middles = (np.arange(samples) + 0.5) / samples
@@ -279,13 +301,14 @@ def _overlaps(modes: int, samples: int) -> np.ndarray:  # (s, k, k)
     weights = (pieces[:, None] * w / 2).ravel()
     hats = np.stack([np.interp(t, middles, row) for row in np.eye(samples)])
     values = legvander(2 * t - 1, modes)[:, 1:]
-    return 2 * np.einsum("st,tk,tl->skl", hats * weights, values, values)
+    shares = 2 * np.einsum("st,tk,tl->kls", hats * weights, values, values)
+    return _padded(shares.reshape(-1, samples))
 
 
 def _tangent_overlaps(
     modes: int, places: int, forms: bool
-) -> np.ndarray:  # (k k, 2 s − 1 or 3 s − 1)
-    """What every block adds to half of :func:`gauss_newton`; its transpose is the other half.
+) -> np.ndarray:  # (k k, 3 s − 2 or 4 s − 2)
+    """What every block adds to :func:`gauss_newton`, those of neighbours once more turned round.
 
     With hat functions ``h_a`` about the places, flat outside of them, and integrals ``φ_k`` of the
     modes, it is ``2 ∫ (h_a φ_k)′ (h_b φ_l)′ dt`` for a product of Jacobians, ``∫ h_a φ_k φ_l dt``
@@ -303,11 +326,12 @@ def _tangent_overlaps(
     rises = np.repeat(np.diff(slopes) / width, len(x), 1)
     phi = _integrals(t, modes).T
     moving = hats[:, None] * legvander(2 * t - 1, modes).T[1:] + rises[:, None] * phi
-    own = np.einsum("t,akt,alt->akl", weights, moving, moving)
+    own = 2 * np.einsum("t,akt,alt->akl", weights, moving, moving)
     beside = 2 * np.einsum("t,akt,alt->akl", weights, moving[:-1], moving[1:])
     parts = [own, beside]
     if forms:
-        parts.append(np.einsum("t,at,kt,lt->akl", weights, hats, phi, phi) / 2)
+        parts.append(np.einsum("t,at,kt,lt->akl", weights, hats, phi, phi))
+    parts.append(beside.swapaxes(1, 2))
     shares = np.concatenate(parts)
     return _padded(shares.reshape(len(shares), -1).T)
 
@@ -316,26 +340,41 @@ def _force_and_finest(count: int) -> np.ndarray:  # (q + 2, q)
     return np.concatenate([_force(count), _finest(count)])
 
 
-@lru_cache
-def _analysis(modes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss points in [0, 1], and the matrix from velocities there to Legendre coefficients."""
+def _analysis(modes: int, segments: int) -> np.ndarray:  # (k, 2 n + 1)
+    """Differences of a spline's nodes, and its slopes, to Legendre coefficients."""
     x, w = leggauss(2 * modes + 2)
     k = np.arange(1, modes + 1)
-    values = legvander(x, modes)[:, 1:]
-    return (x + 1) / 2, ((2 * k + 1) * values * w[:, None] / 2).T
+    coefficients = ((2 * k + 1) * legvander(x, modes)[:, 1:] * w[:, None] / 2).T
+    times = segments * (x + 1) / 2
+    piece = times.astype(int)
+    u = times - piece
+    row = np.arange(len(x))
+    v = np.zeros((len(x), 2 * segments + 1))
+    v[row, piece] = 6 * u * (1 - u) * segments
+    v[row, segments + piece] = (1 - u) * (1 - 3 * u)
+    v[row, segments + piece + 1] = u * (3 * u - 2)
+    return _padded(coefficients @ v)
 
 
-def _analysis_padded(modes: int) -> np.ndarray:
-    return _padded(_analysis(modes)[1])
-
-
-def _bends_at(modes: int, segments: int) -> np.ndarray:
-    return _padded(_integrals(np.linspace(0, 1, segments + 1), modes))
-
-
-def _slopes_at(modes: int, segments: int) -> np.ndarray:
+def _splines(modes: int, segments: int) -> np.ndarray:  # (2 n + 2, 2 + k)
+    """End points and modes to a spline's nodes, and its slopes."""
     t = np.linspace(0, 1, segments + 1)
-    return _padded(legvander(2 * t - 1, modes)[:, 1:])
+    bends = _integrals(t, modes)
+    bends[[0, -1]] = 0.0  # end points are met exactly
+    nodes = np.column_stack([1 - t, t, bends])
+    ones = np.ones(segments + 1)
+    slopes = np.column_stack([-ones, ones, legvander(2 * t - 1, modes)[:, 1:]])
+    return _padded(np.concatenate([nodes, slopes]))
+
+
+def _strayed(modes: int, segments: tuple[int, ...]) -> np.ndarray:  # ((1 + s) (k + 1), k + 1)
+    """The difference of end points, and modes, to numbers that have these mean squares."""
+    slopes = legvander(2 * _times(_LOOKS) - 1, modes)
+    parts = [slopes, *(np.pad(_strayed_at(modes, n), ((0, 0), (1, 0))) for n in segments)]
+    # As few numbers as there are unknowns have the same sums of squares.
+    parts = [np.linalg.qr(x / math.sqrt(len(x))).R for x in parts]
+    count = modes + 1
+    return _padded(np.concatenate([np.pad(x, ((0, count - len(x)), (0, 0))) for x in parts]))
 
 
 def _strayed_at(modes: int, segments: int) -> np.ndarray:
@@ -348,4 +387,4 @@ def _strayed_at(modes: int, segments: int) -> np.ndarray:
     found = found + (1 - u) * (1 - 3 * u) * slope[:-1] + u * (3 * u - 2) * slope[1:]
     times = (nodes[:-1] + u[:, 0] / segments).ravel()
     true = legvander(2 * times - 1, modes)[:, 1:]
-    return _padded(found.reshape(-1, modes) - true)
+    return found.reshape(-1, modes) - true

@@ -326,7 +326,7 @@ class _Trial:
             z0=state.z0,
             z1=state.z1,
             modes=state.x,
-            squared=state.squared,
+            metric=state.mean,
             length=length,
             energy=energy,
             error=error,

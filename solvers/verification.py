@@ -160,7 +160,7 @@ def _settled(
         z0=state.z0,
         z1=state.z1,
         modes=state.x,
-        squared=metric.squared,
+        metric=metric.mean,
         length=length,
         energy=energy,
         error=error,

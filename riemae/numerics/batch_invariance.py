@@ -81,14 +81,21 @@ def aligned(x: Tensor, axis: int, size: int = 1) -> Tensor:
 def apply_matrix(matrix: Tensor, x: Tensor) -> Tensor:  # (i, j + r), (*b, j, m) -> (*b, i, m)
     """``matrix @ x`` for every member of a batch, each with the same bits as alone.
 
-    ``matrix`` is padded with columns of 0 to a multiple of 16: where a row starts in memory would
-    matter, too.
+    Further columns of ``matrix`` are not looked at. One product per member, of sizes that leave
+    nothing over: nothing is copied for them where ``m`` is a multiple of 8.
     """
-    columns = x.shape[-2]
-    rows = x.movedim(-2, -1).reshape(-1, columns)
-    missing_columns = matrix.shape[1] - columns
-    missing_rows = -len(rows) % _ROWS
-    wide = F.pad(rows, (0, missing_columns, 0, missing_rows))
-    out = wide @ matrix.T
-    own = out[: len(rows)].view(*x.shape[:-2], x.shape[-1], len(matrix))
-    return own.movedim(-1, -2)
+    *batch, columns, width = x.shape
+    count, given = matrix.shape
+    spare_rows, spare = -count % _FEWEST, -width % _FEWEST
+    if spare_rows or given > columns:
+        matrix = F.pad(matrix, (0, columns - given, 0, spare_rows))
+    if len(batch) != 1:
+        x = x.flatten(0, -3) if batch else x[None]
+    if spare:
+        x = F.pad(x, (0, spare))
+    elif x.stride(2) != 1 or x.stride(1) != width:
+        x = x.contiguous()
+    out = torch.bmm(matrix.expand(len(x), -1, -1), x)
+    if spare_rows or spare:
+        out = out[:, :count, :width]
+    return out if len(batch) == 1 else out.view(*batch, count, width)

@@ -8,9 +8,10 @@ from flat_spaces import FLAT_ONTO, anisotropic, chain, flow, known, sine, stack
 from torch import nn
 
 from riemae import Manifold, solvers
-from riemae.solvers import Curve, Newton, QuasiNewton, Spectral, polynomials, spectral
+from riemae.solvers import Curve, Newton, QuasiNewton, Spectral, polynomials, spectral, state
 from riemae.solvers.budget import limited
 from riemae.solvers.hooks import energy_and_gradient, pulled_of
+from riemae.solvers.mode_hessian import ModeHessian
 from riemae.solvers.mode_metric import probed
 from riemae.solvers.space import space_of
 from riemae.solvers.spectral import Settings
@@ -120,12 +121,116 @@ class TestPolynomials:
         line = Curve.line(z0, z1, 8)
         torch.testing.assert_close(polynomials.modes_of(line, 7), torch.zeros_like(c))
 
+    def test_modes_of_a_rough_spline(self):
+        spline = Curve(draw(3, 5, 2), draw(3, 5, 2, seed=8))
+        x, w = (torch.from_numpy(y) for y in numpy.polynomial.legendre.leggauss(10))
+        p = torch.from_numpy(numpy.polynomial.legendre.legvander(x.numpy(), 4).T[1:])
+        k = torch.arange(1, 5)[:, None]
+        expected = (2 * k + 1) * (p * w / 2) @ spline.velocity((x + 1) / 2)
+        torch.testing.assert_close(polynomials.modes_of(spline, 4), expected)
+
     def test_by_how_much_a_spline_strays(self):
         z0, z1, c = self.curves()
         coarse, fine = (polynomials.spline_of(z0, z1, c, n) for n in (8, 4096))
         t = torch.cat([(torch.arange(8) + u) / 8 for u in (0.2, 0.5, 0.8)]).double()
-        expected = coarse.velocity(t) - fine.velocity(t)
-        torch.testing.assert_close(polynomials.strayed(c, 8), expected, rtol=1e-5, atol=1e-7)
+        whole = fine.velocity(torch.from_numpy(polynomials.lobatto(33)[0]))
+        strayed = coarse.velocity(t) - fine.velocity(t)
+        g = draw(3, 2, 2, seed=5)
+        g = g @ g.mT + torch.eye(2)
+        for metric, used in ((g, g), (g[:, :0, :0], torch.eye(2).double())):
+            expected = [((v @ used) * v).sum(2).mean(1) for v in (whole, strayed)]
+            found = polynomials.strayed_squares(z0, z1, c, metric, (8, 64))
+            torch.testing.assert_close(found[:, :2], torch.stack(expected, 1), rtol=1e-5, atol=0)
+            # Velocities are off by the cube of a segment's length.
+            assert ((found[:, 1] / found[:, 2]).log2() / 2 - 9).abs().max() < 0.5
+
+
+class TestHessian:
+    def hessian(self, p=300, dtype=F64, first=0, m=8):
+        """Of more curves than are factorised at a time."""
+        M = Manifold(network(m, 24, 20).to(dtype))
+        z0, z1 = draw(2, 300, m).to(dtype)[:, first : first + p]
+        found = ModeHessian(space_of(M, z0), Curve.line(z0, z1, 8).nodes, second_order=True)
+        assert found.regular.all()
+        return found
+
+    def spoilt(self, found):
+        """One matrix without a factor, and the same diagonal."""
+        found.blocks[170, 3:, 0, 1] += 1e3
+        found.blocks[170, 3:, 1, 0] -= 1e3
+
+    def gradients(self, modes=6, m=8):
+        return draw(300, modes, m, seed=3)
+
+    def test_is_the_inverse_of_gauss_newton(self):
+        found, g = self.hessian(), self.gradients()
+        self.spoilt(found)
+        found.extended(6)
+        h = polynomials.gauss_newton(found.blocks, 6)
+        assert torch.linalg.eigvalsh(h[170])[0] < 0
+        # Without a factor of its own: that of the diagonal.
+        h[170] = h[170].diagonal().diag()
+        expected = torch.linalg.solve(h, g.flatten(1)).view_as(g)
+        torch.testing.assert_close(found.of()(g), expected, rtol=1e-9, atol=1e-12)
+        rows = torch.tensor([3, 170, 171, 299])
+        assert torch.equal(found.of(rows)(g[rows]), found.of()(g)[rows])
+        assert torch.equal(found.select(rows.numpy()).of()(g[rows]), found.of()(g)[rows])
+
+    def test_goes_the_same_way_where_no_number_is_read(self, monkeypatch):
+        found, g = self.hessian(), self.gradients()
+        self.spoilt(found)
+        found.extended(6)
+        expected = found.of()(g)
+        monkeypatch.setattr(state, "_ON_HOST", frozenset())
+        found.extended(6)
+        assert torch.equal(found.of()(g), expected)
+
+    @pytest.mark.parametrize("dtype", [F64, torch.float32])
+    @pytest.mark.parametrize("m", [1, 3, 8])
+    def test_has_the_same_bits_alone(self, dtype, m):
+        found, g = self.hessian(dtype=dtype, m=m), self.gradients(5, m).to(dtype)
+        found.extended(5)
+        h = polynomials.gauss_newton(found.blocks, 5)
+        expected = torch.linalg.solve(h.double(), g.flatten(1).double()).view_as(g)
+        rtol = 1e-9 if dtype == F64 else 1e-2
+        torch.testing.assert_close(found.of()(g).double(), expected, rtol=rtol, atol=rtol)
+        for row in (0, 112, 113, 299):
+            alone = self.hessian(1, dtype, row, m)
+            alone.extended(5)
+            assert torch.equal(alone.of()(g[[row]]), found.of()(g)[[row]])
+
+    def test_second_derivatives_count_as_far_as_the_energy_is_convex(self):
+        found, g = self.hessian(), self.gradients()
+        rows = numpy.array([1, 5, 200, 299])
+        # A flat space whose metric is G, and forms that are multiples of it: with ∫ |z'|² of at
+        # least π² ∫ |z|², the energy 2 |z'|² + share |z|² is convex above -2 π².
+        shares = torch.tensor([5.0, -15.0, -30.0, -1e3], dtype=F64)
+        counted = torch.tensor([5.0, -15.0, -15.0, 0.0], dtype=F64)
+        G = found.blocks[rows, 0]
+        found.anew[rows, :7] = G[:, None]
+        found.anew[rows, 7:] = (shares[:, None, None] * G)[:, None]
+        found.newer[rows] = True
+        before = self.hessian()
+        for modes in (6, 9):
+            found.extended(modes)
+            before.extended(modes)
+            x, w = numpy.polynomial.legendre.leggauss(modes + 2)
+            p = torch.from_numpy(numpy.polynomial.legendre.legvander(x, modes + 1).T)
+            k = torch.arange(1, modes + 1, dtype=F64)
+            phi = (p[2:] - p[:-2]) / (4 * k + 2)[:, None]
+            overlaps = torch.einsum("q,kq,lq->kl", torch.from_numpy(w) / 2, phi, phi)
+            flat = (2 / (2 * k + 1)).diag()
+            h = torch.stack(
+                [
+                    torch.kron(flat + c * overlaps, metric)
+                    for c, metric in zip(counted, G, strict=True)
+                ]
+            )
+            g = self.gradients(modes)
+            expected = torch.linalg.solve(h, g[rows].flatten(1)).view_as(g[rows])
+            torch.testing.assert_close(found.of()(g)[rows], expected, rtol=1e-8, atol=1e-10)
+            others = numpy.setdiff1d(numpy.arange(300), rows)
+            assert torch.equal(found.of()(g)[others], before.of()(g)[others])
 
 
 def test_forces_on_images_are_pulled_back():
