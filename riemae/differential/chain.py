@@ -358,7 +358,7 @@ def chain_of(f: Any, z: Tensor) -> Chain | None:
     if found is None or not isinstance(found[0], nn.Module):
         return None
     root, numbers = found
-    unusual = type(z) is not Tensor or z.is_inference() or transformed()
+    unusual = type(z) is not Tensor or z.is_inference() or z.is_meta or transformed()
     if unusual or torch.is_autocast_enabled(z.device.type):
         return None
     if nn.Module.__call__ is not _CALL or any(_GLOBAL_HOOKS):
