@@ -35,7 +35,7 @@ from torch import Tensor
 import riemae
 from benchmarks.measure import quantiles
 from benchmarks.peers import mlp
-from benchmarks.problems import PROBLEMS, prepare
+from benchmarks.problems import PROBLEMS, layers_of, prepare
 from riemae import Manifold
 from riemae.solvers.budget import limited
 
@@ -68,8 +68,7 @@ def problem(name: str, quick: bool) -> tuple[Manifold, Tensor, Tensor]:
     if quick and chosen.convolutional:  # its training is what takes longest
         chosen = replace(chosen, name=f"{name}-quick", epochs=1)
     file = np.load(prepare(chosen))
-    count = sum(part[0] == "w" for part in file.files)
-    layers = [(file[f"w{i}"], file[f"b{i}"]) for i in range(count)]
+    layers = layers_of(file)
     ends = torch.from_numpy(file["z0"]), torch.from_numpy(file["z1"])
     return Manifold(mlp.decoder(layers, 1)), *ends
 

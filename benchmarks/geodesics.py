@@ -43,7 +43,7 @@ from benchmarks.contenders import (
 )
 from benchmarks.measure import by_collocation, lengths, quantiles
 from benchmarks.peers import mlp
-from benchmarks.problems import PAIRS, PROBLEMS, Problem, prepare
+from benchmarks.problems import PAIRS, PROBLEMS, Problem, layers_of, prepare
 from riemae import Manifold
 
 RESULTS = Path(__file__).parent / "results"
@@ -158,7 +158,7 @@ class Race:
         self.workers: dict[str, Worker] = {}
         self.folder = tempfile.TemporaryDirectory()
         file = np.load(path)
-        layers = [(file[f"w{i}"], file[f"b{i}"]) for i in range(3)]
+        layers = layers_of(file)
         self.formula = mlp.formula(layers)
         self.manifold = Manifold(mlp.decoder(layers, threads))
         self.ends = torch.from_numpy(file["z0"]), torch.from_numpy(file["z1"])

@@ -4,6 +4,7 @@ arrays.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -107,6 +108,12 @@ def prepare(problem: Problem) -> Path:
     FOLDER.mkdir(exist_ok=True)
     np.savez(problem.path, **{name: array.numpy() for name, array in arrays.items()})
     return problem.path
+
+
+def layers_of(file: Mapping[str, np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights and biases of all layers in what :func:`prepare` has written."""
+    count = sum(name[0] == "w" for name in file)
+    return [(file[f"w{i}"], file[f"b{i}"]) for i in range(count)]
 
 
 def _mlp(problem: Problem) -> tuple[nn.Sequential, nn.Sequential]:
