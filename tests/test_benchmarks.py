@@ -338,7 +338,7 @@ class TestConvolutions:
     def test_decoder_of_the_file_is_the_one_that_was_trained(self, tmp_path, monkeypatch):
         monkeypatch.setattr(problems, "FOLDER", tmp_path)
         file = np.load(problems.prepare(self.SMALL))
-        weights = [(file[f"w{i}"], file[f"b{i}"]) for i in range(4)]
+        weights = problems.layers_of(file)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             decoder, _ = problems._convolutional(self.SMALL)
@@ -346,6 +346,17 @@ class TestConvolutions:
         read = mlp.decoder(weights, torch.get_num_threads())
         torch.testing.assert_close(read(z), decoder.double()(z))
         assert read(z).shape == (5, 32 * 32)
+
+    def test_curves_are_measured_on_the_whole_decoder(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(problems, "FOLDER", tmp_path)
+        path = problems.prepare(self.SMALL)
+        decoder = mlp.decoder(problems.layers_of(np.load(path)), torch.get_num_threads())
+        race = Race(path, torch.get_num_threads(), 60.0, rounds=1, few=1)
+        try:
+            z = race.ends[0][:3]
+            torch.testing.assert_close(race.manifold.decode(z), decoder(z))
+        finally:
+            race.close()
 
 
 class TestBatches:
