@@ -244,6 +244,12 @@ def embedding_of(space: Space) -> Embedding | None:
     return None
 
 
+def images_of_ends(space: Space, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, 2, D)
+    """The images of curves' end points; None where the space has no images."""
+    embedded = embedding_of(space)
+    return None if embedded is None else embedded(nodes[:, :: nodes.shape[1] - 1], lambda x: x)
+
+
 def pulled_of(
     space: Space, points: Tensor, force: Force, ends: Tensor | None = None
 ) -> tuple[Tensor, Tensor] | None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import precision_of, pulled_of
@@ -137,24 +136,8 @@ class ModeState(Search):
 
     def extended(self, modes: int) -> ModeState:
         """With further modes, which are 0, and nothing known of the energy."""
-        more = modes - self.x.shape[1]
-
-        def wide(x: Tensor) -> Tensor:
-            return pad(x, (0, 0, 0, more))
-
-        x = wide(self.x)
-        return replace(
-            self,
-            x=x,
-            trial=x,
-            energy=torch.full_like(self.energy, torch.inf),
-            gradient=wide(self.gradient),
-            moves=wide(self.moves),
-            changes=wide(self.changes),
-            misses=torch.zeros_like(self.misses),
-            before=self.length,
-            fine_before=self.fine,
-        )
+        wide = super().extended(modes)
+        return replace(wide, before=self.length, fine_before=self.fine)
 
     def take(self, rows: Tensor, part: ModeState) -> None:
         """Write what steps have changed back to the curves at ``rows``."""

@@ -84,11 +84,6 @@ def fine_size(y: Tensor) -> Tensor:  # (p, q) -> (p,)
     return fine.abs().sum((1, 2))
 
 
-def slope_in_modes(along: Tensor, modes: int) -> Tensor:  # (p, q, m) -> (p, k, m)
-    """The gradient in the modes, from that in the points of :func:`points_on`."""
-    return apply_matrix(constant(_bends_transposed, (modes, along.shape[1]), along), along)
-
-
 def slope_of_inner(along: Tensor, modes: int) -> Tensor:  # (p, q − 2, m) -> (p, k, m)
     """The gradient in the modes, from that in the points of :func:`inner_points`."""
     return apply_matrix(constant(_inner_transposed, (modes, along.shape[1] + 2), along), along)
@@ -104,13 +99,8 @@ def velocities(x: Tensor) -> Tensor:  # (p, q, D) -> (p, q, D)
     return apply_matrix(constant(_derivative, (x.shape[1],), x), x)
 
 
-def energy_force(v: Tensor) -> Tensor:  # (p, q, D) -> (p, q, D)
-    """The gradient in the images of ``∫ |v|² dt``, from their velocities."""
-    return apply_matrix(constant(_force, (v.shape[1],), v), v)
-
-
 def force_and_fine(v: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p, q, D), (p,)
-    """What :func:`energy_force` and :func:`fine_share` say."""
+    """The gradient in the images of ``∫ |v|² dt``, from their velocities; and its fine share."""
     count = v.shape[1]
     both = apply_matrix(constant(_force_and_finest, (count,), v), v)
     return both[:, :count], both[:, count:].square().sum((1, 2))
@@ -228,10 +218,6 @@ def _integrals(t: np.ndarray, modes: int) -> np.ndarray:  # -> (len(t), k)
 
 def _bends(modes: int, count: int) -> np.ndarray:
     return _padded(_integrals(_times(count), modes))
-
-
-def _bends_transposed(modes: int, count: int) -> np.ndarray:
-    return _padded(_integrals(_times(count), modes).T)
 
 
 def _inner(modes: int, count: int) -> np.ndarray:  # (q − 2, 2 + k)

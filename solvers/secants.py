@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from riemae.solvers.solver import Columns
 
@@ -77,6 +78,25 @@ class Search(Columns):
             moves=moves,
             changes=changes,
             **more,
+        )
+
+    def extended(self: S, modes: int) -> S:
+        """With so many rows in place of k, the further ones 0, and nothing known of the energy."""
+        more = modes - self.x.shape[1]
+
+        def wide(x: Tensor) -> Tensor:
+            return pad(x, (0, 0, 0, more))
+
+        x = wide(self.x)
+        return replace(
+            self,
+            x=x,
+            trial=x,
+            energy=torch.full_like(self.energy, torch.inf),
+            gradient=wide(self.gradient),
+            moves=wide(self.moves),
+            changes=wide(self.changes),
+            misses=torch.zeros_like(self.misses),
         )
 
     def seen(self: S, energy: Tensor, gradient: Tensor, eps: float) -> tuple[S, Tensor]:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.curve import Curve
-from riemae.solvers.hooks import embedding_of
+from riemae.solvers.hooks import embedding_of, images_of_ends
 from riemae.solvers.mode_descent import STEEP, Level, ModeState, Patience
 from riemae.solvers.mode_hessian import ModeHessian
 from riemae.solvers.mode_metric import Settled, joined
@@ -147,7 +147,7 @@ def attempt(
     Returns:
         Those that are good enough, and start curves for others; None where the space has no images.
     """
-    one = _images_of_ends(space, start[:1])
+    one = images_of_ends(space, start.nodes[:1])
     if one is None:
         return None
     ended: list[Settled] = []
@@ -156,21 +156,13 @@ def attempt(
     size = max(_FEWEST, _BYTES // (one.numel() * one.element_size()))
     for begin in range(0, len(least), size):
         some = slice(begin, begin + size)
-        ends = one if len(least) == 1 else _images_of_ends(space, start[some])
+        ends = one if len(least) == 1 else images_of_ends(space, start.nodes[some])
         assert ends is not None
         trial = _Trial(space, start[some], ends, least[some], rtol, settings)
         trial.run()
         ended += [replace(group, rows=group.rows + begin) for group in trial.ended]
         starts += [(rows + begin, curves) for rows, curves in trial.starts]
     return replace(joined(ended, rtol), starts=starts)
-
-
-def _images_of_ends(space: Space, start: Curve) -> Tensor | None:  # (p,) curves -> (p, 2, D)
-    """The images of end points; None where the space has none."""
-    embedded = embedding_of(space)
-    if embedded is None:
-        return None
-    return embedded(start.nodes[:, :: start.segments], lambda x: x)
 
 
 class _Trial:

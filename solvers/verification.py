@@ -4,15 +4,15 @@ A curve that a call is given, such as the result of an earlier one, is taken for
 points are decoded once, with one gradient; the metric is taken at two of them. That says all that a
 certificate needs:
 
-- the Newton decrement, counted several times over, because the metric at two places may promise too
-  little in directions in which the curve is soft, which no secant has shown yet;
+- the Newton decrement, counted several times over, because the metric at two places promises too
+  little in directions in which the curve is soft;
 - what finer modes would gain, extrapolated from the finest ones;
 - by how much the length is off by quadrature: the difference of its values on two resolutions, of
   which the coarser one is interpolated from the same images.
 
 A curve of which that is not good enough, but nearly so, takes the step that was promised, and is
-looked at once more, now with a secant, and so on a few times. All others go on to the solver, from
-where they began.
+looked at once more, now with a secant, and so on a few times, in the end at more points. All others
+go on to the solver, from where they began.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.curve import Curve
-from riemae.solvers.hooks import labels_of, precision_of, pulled_of
+from riemae.solvers.hooks import images_of_ends, labels_of, precision_of, pulled_of
 from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, ModeMetric, Settled, joined
 from riemae.solvers.polynomials import (
     coarsened,
-    energy_force,
     fine_share,
     fine_size,
+    force_and_fine,
+    inner_points,
     lobatto_weights,
     modes_of,
     points_on,
-    slope_in_modes,
+    slope_of_inner,
     velocities,
     velocities_on,
 )
@@ -45,17 +46,20 @@ from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
 
 _PLACES = 2  # where the metric is looked at, up to some dimensions
-# Degrees, of which the first is taken whose curve leaves out at most this share of ``rtol``; and by
-# how much coarser the resolution is that lengths are compared with.
-_DEGREES, _UNSEEN = (5, 7, 9, 12, 16, 21, 28), 0.01
+# Degrees, of which the first is taken whose curve leaves out at most this share of ``rtol``, the
+# last at most this one; and by how much coarser the resolution is that lengths are compared with.
+_DEGREES, _UNSEEN, _UNSEEN_AT_LAST = (5, 7, 9, 12, 16, 21, 28), 0.01, 0.1
 _COARSER = 1.4
-# Along directions in which a curve is soft, its decrement promises too little: by no more than this
-# factor at the first look, and at those that follow, where secants have shown the softest ones.
-_SOFT, _SOFT_AFTER = 10.0, 4.0
 # Looks at a curve, and from so many dimensions on, where second derivatives cost ever more of them.
 _LOOKS, _WIDE, _LOOKS_OF_WIDE = 3, 16, 6
-# Further looks are taken where what is left is not more than so many times what is allowed.
-_NEARLY = 200.0
+_LOOKS_CLOSER = 3  # with more points
+# They are taken where the decrement is not more than so many times what is allowed, nor what
+# quadrature misses.
+_NEARLY, _BLURRED = 20.0, 10.0
+# A decrement promises too little along directions in which a curve is soft. What curvature takes
+# from the energy's second derivative falls with the square of a mode's number: by no more than
+# these factors in the lowest mode and in the others.
+_SOFT, _FIRM = 10.0, 2.0
 # By how much lengths of tangents may change from place to place: beyond the first, what is left is
 # counted by the square of the excess more; beyond the second, curves are left to the solver.
 _STEADY, _UNSTEADY = 1.5, 6.0
@@ -78,8 +82,8 @@ class _Start(Search):
     """``p`` start curves, of which modes are looked at.
 
     Attributes:
-        z0: ``(p, m)``.
-        z1: ``(p, m)``.
+        corners: ``(p, 2, m)``, the end points.
+        ends: ``(p, 2, D)``, their images; ``(p, 0, 0)`` where there are none.
         length: ``(p,)``, of the curve at ``x``.
         missed: ``(p,)``, what quadrature may be off by.
         smooth: ``(p,)`` bool: images decay as those of smooth curves do.
@@ -87,13 +91,23 @@ class _Start(Search):
         left: ``(p,)``, by how much the energy may still fall.
     """
 
-    z0: Tensor
-    z1: Tensor
+    corners: Tensor
+    ends: Tensor
     length: Tensor
     missed: Tensor
     smooth: Tensor
     noise: Tensor
     left: Tensor
+
+    @property
+    def z0(self) -> Tensor:
+        """``(p, m)``."""
+        return self.corners[:, 0]
+
+    @property
+    def z1(self) -> Tensor:
+        """``(p, m)``."""
+        return self.corners[:, 1]
 
 
 @dataclass(frozen=True)
@@ -117,32 +131,61 @@ def verified(space: Space, start: Curve, least: np.ndarray, rtol: float) -> Atte
         least: ``(p,)``, lower bounds of the lengths, NaN where unknown.
         rtol: The relative accuracy that is asked for.
     """
-    looks = _LOOKS if start.nodes.shape[2] < _WIDE else _LOOKS_OF_WIDE
     places = _PLACES if start.nodes.shape[2] <= ONE_PLACE_BEYOND else 1
     along = ModeMetric.along(space, start.nodes, places)
     known = _Known.of(start)
     ended: list[Settled] = []
-    for degree, rows in known.groups(along, rtol):
-        look = _Look(space, degree, degree + max(3, degree // 4 + 1), rtol)
-        where = placed(rows, start.nodes)
-        metric = along.select(where)
-        state = look.begun(known.select(where), looks - 1)
-        for number in range(looks):
-            state = look.taken(state, metric, number)
-            soft = _SOFT_AFTER if number else _SOFT
-            found = _judged(state, metric, least[rows], soft, rtol)
+    for number, rows in known.groups(along, rtol):
+        there = placed(rows, start.nodes)
+        group = known.select(there), along.select(there)
+        for settled in _kept(space, *group, number, least[rows], rtol):
+            ended.append(replace(settled, rows=rows[settled.rows]))
+    return joined(ended, rtol)
+
+
+def _kept(
+    space: Space,
+    known: _Known,
+    metric: ModeMetric,
+    number: int,
+    least: np.ndarray,
+    rtol: float,
+) -> Iterator[Settled]:
+    """Those of curves that are good enough, after so many looks as they take.
+
+    Args:
+        space: The space.
+        known: The curves.
+        metric: Along them.
+        number: Of their degree.
+        least: Lower bounds of their lengths, NaN where unknown.
+        rtol: The relative accuracy.
+    """
+    wide = known.modes.shape[2] >= _WIDE
+    looks = (_LOOKS_OF_WIDE if wide else _LOOKS), _LOOKS_CLOSER
+    state = known.begun(space, _DEGREES[number], sum(looks) - 1)
+    rows = np.arange(len(least))
+    taken = 0
+    # Those that are nearly good enough are seen more closely in the end.
+    for degree, most in zip(_DEGREES[number : number + 2], looks, strict=False):
+        look = _Look(space, degree + max(3, degree // 4 + 1), rtol)
+        state = state.extended(look.count - 2)
+        for _ in range(most):
+            state = look.taken(state, metric, taken)
+            taken += 1
+            found = _judged(state, metric, least[rows], rtol)
             good = found.good.nonzero()[0]
             if len(good):
                 there = placed(good, state.x)
                 part = state.select(there), metric.select(there)
-                ended.append(_settled(*part, rows[good], found.error[good], least, number + 1))
-            nearly = found.nearly.nonzero()[0]
-            if not len(nearly):
+                yield _settled(*part, rows[good], found.error[good], least[rows[good]], taken)
+            on = found.nearly.nonzero()[0]
+            if not len(on):
+                return
+            there = placed(on, state.x)
+            rows, state, metric = rows[on], state.select(there), metric.select(there)
+            if not found.resolved[on].any():
                 break
-            rows = rows[nearly]
-            there = placed(nearly, state.x)
-            state, metric = state.select(there), metric.select(there)
-    return joined(ended, rtol)
 
 
 def _settled(
@@ -153,7 +196,7 @@ def _settled(
     least: np.ndarray,
     looks: int,
 ) -> Settled:
-    """Curves ``(q,)`` that are good enough after so many looks; ``least`` is of all curves."""
+    """Curves ``(q,)`` that are good enough after so many looks."""
     length, energy, left, noise = read(state.length, state.energy, state.left, state.noise)
     return Settled(
         rows=rows,
@@ -164,7 +207,7 @@ def _settled(
         length=length,
         energy=energy,
         error=error,
-        least=least[rows],
+        least=least,
         noise=noise,
         left=left / (2 * energy),
         steps=np.full(len(rows), looks),
@@ -177,34 +220,50 @@ class _Known(Columns):
     """What is known of ``p`` curves before their points are decoded.
 
     Attributes:
-        z0: ``(p, m)``.
-        z1: ``(p, m)``.
+        corners: ``(p, 2, m)``, their end points.
         modes: ``(p, k, m)``, more than are looked at.
     """
 
-    z0: Tensor
-    z1: Tensor
+    corners: Tensor
     modes: Tensor
 
     @classmethod
     def of(cls, start: Curve) -> _Known:
         """Of start curves."""
-        nodes = start.nodes
-        return cls(nodes[:, 0], nodes[:, -1], modes_of(start, 2 * _DEGREES[-1]))
+        corners = start.nodes[:, :: start.segments]
+        return cls(corners, modes_of(start, 2 * _DEGREES[-1]))
 
     def groups(self, metric: ModeMetric, rtol: float) -> Iterator[tuple[int, np.ndarray]]:
-        """Degrees, and the curves of which all but a small share of ``rtol`` has this degree."""
+        """Which degree, and the curves of which all but a small share of ``rtol`` has it."""
         shares = metric.energies(self.modes)
-        total = metric.squares((self.z1 - self.z0)[:, None]).sum(1) + shares.sum(1)
+        total = metric.squares(self.corners.diff(dim=1)).sum(1) + shares.sum(1)
         beyond = shares.flip(1).cumsum(1).flip(1) / total[:, None] / 2
         left_out = [beyond[:, degree - 1] for degree in _DEGREES]
         regular, *told = read(metric.regular & (metric.change <= _UNSTEADY), *left_out)
         waits = regular.copy()
-        for degree, share in zip(_DEGREES, told, strict=True):
-            rows = (waits & (share <= _UNSEEN * rtol)).nonzero()[0]
+        for number, share in enumerate(told):
+            last = number == len(_DEGREES) - 1
+            allowed = (_UNSEEN_AT_LAST if last else _UNSEEN) * rtol
+            rows = (waits & (share <= allowed)).nonzero()[0]
             waits[rows] = False
             if len(rows):
-                yield degree, rows
+                yield number, rows
+
+    def begun(self, space: Space, degree: int, history: int) -> _Start:
+        """The curves, of this degree."""
+        none = self.corners.new_zeros(len(self.corners))
+        ends = images_of_ends(space, self.corners)
+        return _Start.begin(
+            self.modes[:, : degree - 1],
+            history,
+            corners=self.corners,
+            ends=none.view(-1, 1, 1)[:, :0] if ends is None else ends,
+            length=none,
+            missed=none,
+            smooth=none > 0,
+            noise=none,
+            left=none,
+        )
 
 
 @dataclass(frozen=True)
@@ -212,27 +271,8 @@ class _Look:
     """A look at curves from so many points."""
 
     space: Space
-    degree: int
     count: int
     rtol: float
-
-    def begun(self, known: _Known, history: int) -> _Start:
-        """About curves of this degree."""
-        none = known.z0.new_zeros(len(known.z0))
-        # All modes that the points see; those beyond the degree are not the curve's.
-        seen = torch.zeros_like(known.modes[:, : self.count - 2])
-        seen[:, : self.degree - 1] = known.modes[:, : self.degree - 1]
-        return _Start.begin(
-            seen,
-            history,
-            z0=known.z0,
-            z1=known.z1,
-            length=none,
-            missed=none,
-            smooth=none > 0,
-            noise=none,
-            left=none,
-        )
 
     def taken(self, state: _Start, metric: ModeMetric, secants: int) -> _Start:
         """After a look at the trials, with the next ones."""
@@ -250,11 +290,11 @@ class _Look:
         )
 
     def _seen(self, state: _Start) -> _Seen:
-        found = pulled_of(
-            self.space, points_on(state.z0, state.z1, state.trial, self.count), self._force
-        )
-        if found is None:
+        if not state.ends.shape[1]:
             return self._by_tangents(state)
+        points = inner_points(state.corners, state.trial, self.count)
+        found = pulled_of(self.space, points, self._force, state.ends)
+        assert found is not None
         along, told = found
         energy, length, fine, size, before, fine_before = told.unbind(1)
         fallen = (fine / fine_before).sqrt()
@@ -264,7 +304,7 @@ class _Look:
         rough = eps * self.count**2 * size
         return _Seen(
             energy=energy,
-            gradient=slope_in_modes(along, state.x.shape[1]),
+            gradient=slope_of_inner(along, state.x.shape[1]),
             length=length,
             missed=missed,
             smooth=(fallen < _DECAY) | (missed <= _SHARE * self.rtol * length),
@@ -274,20 +314,20 @@ class _Look:
     def _force(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p, q, D), (p, 6)
         """The energy's gradient in the images, and what two resolutions say of them."""
         v = velocities(x)
-        energy, length, fine = self._told(v)
+        energy, length = self._sizes(v)
+        force, fine = force_and_fine(v)
         coarse = velocities(coarsened(x, round(self.count / _COARSER)))
-        _, before, fine_before = self._told(coarse)
+        energy_before, before = self._sizes(coarse)
+        fine_before = fine_share(coarse) / energy_before
         size = x[:, :: self.count - 1].norm(dim=-1).amax(1)
-        told = torch.stack([energy, length, fine, size, before, fine_before], 1)
-        return energy_force(v), told
+        return force, torch.stack([energy, length, fine / energy, size, before, fine_before], 1)
 
     @staticmethod
-    def _told(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (p, q, D) -> (p,) each
-        """Energy, length, and the share of the energy in the two finest modes."""
+    def _sizes(v: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p,) each
+        """Energy and length."""
         squares = v.square().sum(-1)
         weights = lobatto_weights(v.shape[1], squares)
-        energy = (squares * weights).sum(-1)
-        return energy, (squares.sqrt() * weights).sum(-1), fine_share(v) / energy
+        return (squares * weights).sum(-1), (squares.sqrt() * weights).sum(-1)
 
     def _by_tangents(self, state: _Start) -> _Seen:
         """Without images: from the lengths of the curves' tangents, with their derivatives."""
@@ -323,46 +363,60 @@ class _Verdict:
     Attributes:
         error: Of their lengths.
         good: bool: they are good enough.
-        nearly: bool: a step may make them so.
+        nearly: bool: steps may make them so, or more points.
+        resolved: bool: no more points are needed.
     """
 
     error: np.ndarray
     good: np.ndarray
     nearly: np.ndarray
+    resolved: np.ndarray
 
 
-def _judged(
-    state: _Start, metric: ModeMetric, least: np.ndarray, soft: float, rtol: float
-) -> _Verdict:
+def _judged(state: _Start, metric: ModeMetric, least: np.ndarray, rtol: float) -> _Verdict:
     """What is known of curves after a look.
 
     Args:
         state: The curves.
         metric: Along them.
         least: Lower bounds of their lengths, NaN where unknown.
-        soft: The factor by which a decrement may promise too little.
         rtol: The relative accuracy.
     """
     told = state.energy, state.left, state.length, state.missed, state.noise, metric.change
     energy, left, length, missed, noise, change = read(*told)
-    smooth, further = read(state.smooth, _further(state))
+    gains = _gains(state)
+    share = (gains[:, 0] / gains.sum(1)).nan_to_num(0.0)
+    beyond = _further(gains + 2 * metric.energies(state.x))
+    smooth, further, lowest = read(state.smooth, beyond, share)
     with np.errstate(all="ignore"):
         per_energy = length / (2 * energy)
-        lower = soft * left * per_energy * np.maximum(change / _STEADY, 1.0) ** 2
+        left = left * per_energy
+        factor = _FIRM + (_SOFT - _FIRM) * lowest
+        lower = factor * left * np.maximum(change / _STEADY, 1.0) ** 2
         lower = lower + further * per_energy
         error = lower + missed + noise
         sound = smooth & (length > 0) & np.isfinite(error) & ~(length < least - noise)
         allowed = rtol / (1 + rtol) * length  # rtol is a share of the distance, which is shorter
         good = sound & (error <= allowed)
-        nearly = sound & ~good & (lower <= _NEARLY * allowed) & (missed + noise <= allowed)
-    return _Verdict(error, good, nearly)
+        near = (left <= _NEARLY * allowed) & (missed + noise <= _BLURRED * allowed)
+        nearly = sound & ~good & near
+        resolved = missed + noise <= allowed
+    return _Verdict(error, good, nearly, resolved)
 
 
-def _further(state: _Start) -> Tensor:  # -> (p,)
-    """By how much modes beyond those that are seen would lower the energy, extrapolated."""
+def _gains(state: _Start) -> Tensor:  # -> (p, k)
+    """Twice what the step that was promised gains by each mode."""
     step = (state.trial - state.x) / state.stride[:, None, None]
-    gains = (state.gradient * step).abs().sum(2)[:, -_FINEST:]
+    return (state.gradient * step).abs().sum(2)
+
+
+def _further(gains: Tensor) -> Tensor:  # (p, k) -> (p,)
+    """By how much modes beyond those that are seen would lower the energy, extrapolated.
+
+    Args:
+        gains: Twice what those that are seen have gained or gain.
+    """
     half = _FINEST // 2
-    coarse, fine = gains[:, :half].sum(1), gains[:, half:].sum(1)
+    coarse, fine = gains[:, -_FINEST:-half].sum(1), gains[:, -half:].sum(1)
     ratio = (fine / coarse).nan_to_num(0.0).clamp(max=_SLOWEST)
     return _DOUBT * fine * ratio / (1 - ratio) / 2
