@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from riemae.exceptions import OptionError, ShapeError
-from riemae.numerics.batch_invariance import apply_matrix
+from riemae.numerics.batch_invariance import apply_constant
 from riemae.numerics.checks import expect_range
 from riemae.numerics.constants import constant
 from riemae.numerics.tolerances import tolerance
@@ -37,8 +37,7 @@ class Curve:
             ShapeError: With fewer than two nodes.
         """
         check_nodes("Curve.from_nodes", nodes)
-        matrix = constant(_slope_matrix, (nodes.shape[-2],), nodes)
-        return cls(nodes, apply_matrix(matrix, nodes))
+        return cls(nodes, apply_constant(_slope_matrix, (nodes.shape[-2],), nodes))
 
     @classmethod
     def line(cls, z0: Tensor, z1: Tensor, segments: int = 1) -> Curve:
@@ -307,18 +306,14 @@ def hermite(u: Tensor, order: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tens
 
 
 def _slope_matrix(count: int) -> np.ndarray:
-    """Maps node values to the slopes of their not-a-knot spline, for :func:`apply_matrix`.
-
-    An array ``(count, count + r)``.
-    """
+    """Maps node values to the slopes of their not-a-knot spline: ``(count, count)``."""
     # A third of a second to import: not before it is needed.
     from scipy.interpolate import CubicSpline
 
     knots = np.linspace(0, 1, count)
     spline = CubicSpline(knots, np.eye(count), bc_type="not-a-knot")
-    slopes = spline(knots, 1)
-    spare = -count % 16
-    return np.pad(slopes, ((0, 0), (0, spare)))
+    slopes: np.ndarray = spline(knots, 1)
+    return slopes
 
 
 def check_nodes(where: str, nodes: Tensor) -> None:

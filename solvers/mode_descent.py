@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -137,7 +137,7 @@ class ModeState(Search):
     def extended(self, modes: int) -> ModeState:
         """With further modes, which are 0, and nothing known of the energy."""
         wide = super().extended(modes)
-        return replace(wide, before=self.length, fine_before=self.fine)
+        return wide.replaced(before=self.length, fine_before=self.fine)
 
     def take(self, rows: Tensor, part: ModeState) -> None:
         """Write what steps have changed back to the curves at ``rows``."""
@@ -203,7 +203,7 @@ class Level:
         first.extended(self.degree - 1)
         if first.slope is not None:
             state = self._set_out(state, first)
-        return self._stepped(state, self.ends, first.of(), self.secants)
+        return self._stepped(state, self.ends, first.of(), self.secants, fresh=True)
 
     @staticmethod
     def _set_out(state: ModeState, first: ModeHessian) -> ModeState:
@@ -212,7 +212,7 @@ class Level:
         direction = -first.of()(slope)
         left = remaining((slope * direction).sum((1, 2)), state.gains)
         stride = boldest(energy, left)
-        return replace(state, trial=state.x + stride[:, None, None] * direction)
+        return state.replaced(trial=state.x + stride[:, None, None] * direction)
 
     def descended(
         self, state: ModeState, first: ModeHessian, least: np.ndarray
@@ -285,8 +285,7 @@ class Level:
         part = state.select(those)
         convex = first.renewed(self.space, rows[anew], part.z0, part.z1, part.x)
         zero = torch.zeros_like(part.since)
-        part = replace(
-            part,
+        part = part.replaced(
             moves=torch.zeros_like(part.moves),
             changes=torch.zeros_like(part.changes),
             gains=torch.full_like(part.gains, torch.nan),
@@ -296,10 +295,9 @@ class Level:
             renewed=part.renewed + 1,
             convex=convex,
         )
-        every = torch.ones_like(part.left, dtype=torch.bool)
         inverse = first.of(placed(rows[anew], state.x))
-        part, left = part.aimed(inverse, every, 0)
-        state.take(those, replace(part, left=left / (2 * part.energy)))
+        part, left = part.aimed(inverse, None, 0)
+        state.take(those, part.replaced(left=left / (2 * part.energy)))
 
     def _goal(self, state: ModeState) -> Tensor:  # -> (p,)
         """What may be left to gain on this level, relatively."""
@@ -319,32 +317,39 @@ class Level:
         return noise
 
     def _stepped(
-        self, state: ModeState, ends: Tensor, first: Callable[[Tensor], Tensor], secants: int
+        self,
+        state: ModeState,
+        ends: Tensor,
+        first: Callable[[Tensor], Tensor],
+        secants: int,
+        fresh: bool = False,
     ) -> ModeState:
-        """After a look at the trials, with the next ones."""
-        eps = precision_of(self.space, state.x.dtype).eps
+        """After a look at the trials, with the next ones.
+
+        ``fresh``: it is the first one on this level.
+        """
         points = inner_points(state.corners, state.trial, self.count)
         found = pulled_of(self.space, points, self._force, ends)
         assert found is not None
         along, told = found
-        gradient = slope_of_inner(along, self.degree - 1)
-        state, good = state.seen(told[:, 0], gradient, _ROUNDING * eps * self.count)
-        before = state.left
+        energy, gradient = told[:, 0], slope_of_inner(along, self.degree - 1)
+        seen_as, before, doubt = told[:, 1:], state.left, state.doubt
+        good = None
+        if fresh:
+            state = state.set_out(energy, gradient)
+        else:
+            eps = precision_of(self.space, state.x.dtype).eps
+            state, good = state.seen(energy, gradient, _ROUNDING * eps * self.count)
+            seen_as = torch.where(good[:, None], seen_as, state.seen_as)
         state, left = state.aimed(first, good, secants)
         left = left / (2 * state.energy)
-        doubt = state.doubt
         if self.renews is not None:
-            # Secants across a trial that was too long do not tell what is left here.
-            doubt = torch.where(good, doubt, torch.maximum(doubt, before))
+            if good is not None:
+                # Secants across a trial that was too long do not tell what is left here.
+                doubt = torch.where(good, doubt, torch.maximum(doubt, before))
             left = torch.maximum(left, doubt)
-        return replace(
-            state,
-            doubt=doubt,
-            seen_as=torch.where(good[:, None], told[:, 1:], state.seen_as),
-            left=left,
-            steps=state.steps + 1,
-            since=state.since + 1,
-        )
+        steps, since = state.steps + 1, state.since + 1
+        return state.replaced(doubt=doubt, seen_as=seen_as, left=left, steps=steps, since=since)
 
     def _force(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p, q, D), (p, 3)
         """The energy's gradient in the images, and energy, length and fine share of it."""

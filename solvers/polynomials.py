@@ -18,11 +18,10 @@ import torch
 from numpy.polynomial.legendre import Legendre, leggauss, legvander
 from torch import Tensor
 
-from riemae.numerics.batch_invariance import apply_matrix
+from riemae.numerics.batch_invariance import apply_constant
 from riemae.numerics.constants import constant
 from riemae.solvers.curve import Curve
 
-_ALIGNED = 16  # columns of matrices for `apply_matrix`
 _LOOKS = 33  # points at which a curve's velocity is looked at
 
 
@@ -57,58 +56,56 @@ def points_on(z0: Tensor, z1: Tensor, modes: Tensor, count: int) -> Tensor:
     """
     t = constant(_times, (count,), z0)[:, None]
     line = (1 - t) * z0[:, None] + t * z1[:, None]
-    bends = constant(_bends, (modes.shape[1], count), z0)
-    return line + apply_matrix(bends, modes)
+    return line + apply_constant(_bends, (modes.shape[1], count), modes)
 
 
 def inner_points(corners: Tensor, modes: Tensor, count: int) -> Tensor:  # -> (p, q − 2, m)
     """The points of :func:`points_on` between the ends ``(p, 2, m)``."""
     every = torch.cat([corners, modes], 1)
-    return apply_matrix(constant(_inner, (modes.shape[1], count), modes), every)
+    return apply_constant(_inner, (modes.shape[1], count), every)
 
 
 def velocities_on(z0: Tensor, z1: Tensor, modes: Tensor, count: int) -> Tensor:
     """Velocities ``(p, q, m)`` of the curves at the points of :func:`points_on`."""
-    slopes = constant(_slopes, (modes.shape[1], count), z0)
-    return (z1 - z0)[:, None] + apply_matrix(slopes, modes)
+    return (z1 - z0)[:, None] + apply_constant(_slopes, (modes.shape[1], count), modes)
 
 
 def coarsened(x: Tensor, count: int) -> Tensor:  # (p, q, D) -> (p, count, D)
     """The interpolant of images at fewer Gauss-Lobatto points."""
-    return apply_matrix(constant(_coarsening, (x.shape[1], count), x), x)
+    return apply_constant(_coarsening, (x.shape[1], count), x)
 
 
 def fine_size(y: Tensor) -> Tensor:  # (p, q) -> (p,)
     """How large the two finest Legendre modes of numbers at the Gauss-Lobatto points are."""
-    fine = apply_matrix(constant(_finest_values, (y.shape[1],), y), y[..., None])
+    fine = apply_constant(_finest_values, (y.shape[1],), y[..., None])
     return fine.abs().sum((1, 2))
 
 
 def slope_of_inner(along: Tensor, modes: int) -> Tensor:  # (p, q − 2, m) -> (p, k, m)
     """The gradient in the modes, from that in the points of :func:`inner_points`."""
-    return apply_matrix(constant(_inner_transposed, (modes, along.shape[1] + 2), along), along)
+    return apply_constant(_inner_transposed, (modes, along.shape[1] + 2), along)
 
 
 def slope_at_places(along: Tensor, modes: int) -> Tensor:  # (p, s, m) -> (p, k, m)
     """The gradient in the modes, from that in places evenly spaced inside the curve."""
-    return apply_matrix(constant(_bends_at_places, (modes, along.shape[1]), along), along)
+    return apply_constant(_bends_at_places, (modes, along.shape[1]), along)
 
 
 def velocities(x: Tensor) -> Tensor:  # (p, q, D) -> (p, q, D)
     """Velocities of the interpolant of images at the Gauss-Lobatto times."""
-    return apply_matrix(constant(_derivative, (x.shape[1],), x), x)
+    return apply_constant(_derivative, (x.shape[1],), x)
 
 
 def force_and_fine(v: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p, q, D), (p,)
     """The gradient in the images of ``∫ |v|² dt``, from their velocities; and its fine share."""
     count = v.shape[1]
-    both = apply_matrix(constant(_force_and_finest, (count,), v), v)
+    both = apply_constant(_force_and_finest, (count,), v)
     return both[:, :count], both[:, count:].square().sum((1, 2))
 
 
 def fine_share(v: Tensor) -> Tensor:  # (p, q, D) -> (p,)
     """``∫ |v|² dt`` of the two finest modes of velocities."""
-    fine = apply_matrix(constant(_finest, (v.shape[1],), v), v)
+    fine = apply_constant(_finest, (v.shape[1],), v)
     return fine.square().sum((1, 2))
 
 
@@ -122,8 +119,8 @@ def stiffness(
         modes: k.
         out: Memory for it, whole.
     """
-    shares = constant(_overlaps, (modes, samples.shape[1]), samples)
-    return _assembled(shares, samples, modes, out)
+    found = apply_constant(_overlaps, (modes, samples.shape[1]), samples.flatten(2))
+    return _assembled(found, modes, out)
 
 
 def gauss_newton(
@@ -144,17 +141,19 @@ def gauss_newton(
     """
     count = blocks.shape[1]
     places = (count + 1) // (3 if forms else 2)
-    shares = constant(_tangent_overlaps, (modes, places, forms), blocks)
     turned = blocks[:, places : 2 * places - 1].mT
-    return _assembled(shares, torch.cat([blocks, turned], 1), modes, out)
+    every = torch.cat([blocks, turned], 1).flatten(2)
+    found = apply_constant(_tangent_overlaps, (modes, places, forms), every)
+    return _assembled(found, modes, out)
 
 
 def _assembled(
-    shares: Tensor, blocks: Tensor, modes: int, out: Tensor | None
-) -> Tensor:  # (k k, c + r), (p, c, m, m) -> (p, k m, k m)
-    """The sum of every block times its ``(k, k)`` shares, as a matrix in the modes."""
-    p, _, m, _ = blocks.shape
-    found = apply_matrix(shares, blocks.flatten(2)).view(p, modes, modes, m, m).transpose(2, 3)
+    blocks: Tensor, modes: int, out: Tensor | None
+) -> Tensor:  # (p, k k, m m) -> (p, k m, k m)
+    """Blocks ``(m, m)`` for every two modes as one matrix."""
+    p, _, squared = blocks.shape
+    m = math.isqrt(squared)
+    found = blocks.view(p, modes, modes, m, m).transpose(2, 3)
     if out is None:
         return found.reshape(p, modes * m, modes * m)
     out.view(found.shape).copy_(found)
@@ -164,13 +163,13 @@ def _assembled(
 def modes_of(curve: Curve, modes: int) -> Tensor:  # (p,) curves -> (p, k, m)
     """The modes of curves: Legendre coefficients of their velocities."""
     known = torch.cat([curve.nodes.diff(dim=1), curve.slopes], 1)
-    return apply_matrix(constant(_analysis, (modes, curve.segments), known), known)
+    return apply_constant(_analysis, (modes, curve.segments), known)
 
 
 def spline_of(z0: Tensor, z1: Tensor, modes: Tensor, segments: int) -> Curve:
     """The curves as Hermite splines that touch them in ``segments + 1`` nodes."""
     known = torch.cat([z0[:, None], z1[:, None], modes], 1)
-    both = apply_matrix(constant(_splines, (modes.shape[1], segments), known), known)
+    both = apply_constant(_splines, (modes.shape[1], segments), known)
     return Curve(both[:, : segments + 1], both[:, segments + 1 :])
 
 
@@ -188,13 +187,9 @@ def strayed_squares(
     """
     known = torch.cat([(z1 - z0)[:, None], modes], 1)
     p, count, _ = known.shape
-    v = apply_matrix(constant(_strayed, (count - 1, segments), modes), known)
+    v = apply_constant(_strayed, (count - 1, segments), known)
     squares = ((torch.bmm(v, metric) if metric.shape[1] else v) * v).sum(2)
     return squares.view(p, -1, count).sum(2)
-
-
-def _padded(matrix: np.ndarray) -> np.ndarray:
-    return np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % _ALIGNED)))
 
 
 def _times(count: int) -> np.ndarray:
@@ -217,36 +212,36 @@ def _integrals(t: np.ndarray, modes: int) -> np.ndarray:  # -> (len(t), k)
 
 
 def _bends(modes: int, count: int) -> np.ndarray:
-    return _padded(_integrals(_times(count), modes))
+    return _integrals(_times(count), modes)
 
 
 def _inner(modes: int, count: int) -> np.ndarray:  # (q − 2, 2 + k)
     t = _times(count)[1:-1, None]
-    return _padded(np.concatenate([1 - t, t, _integrals(t[:, 0], modes)], 1))
+    return np.concatenate([1 - t, t, _integrals(t[:, 0], modes)], 1)
 
 
 def _inner_transposed(modes: int, count: int) -> np.ndarray:
-    return _padded(_integrals(_times(count)[1:-1], modes).T)
+    return _integrals(_times(count)[1:-1], modes).T
 
 
 def _bends_at_places(modes: int, places: int) -> np.ndarray:
     times = np.linspace(0, 1, places + 2)[1:-1]
-    return _padded(_integrals(times, modes).T)
+    return _integrals(times, modes).T
 
 
 def _slopes(modes: int, count: int) -> np.ndarray:
-    return _padded(legvander(2 * _times(count) - 1, modes)[:, 1:])
+    return legvander(2 * _times(count) - 1, modes)[:, 1:]
 
 
 def _coarsening(fine: int, coarse: int) -> np.ndarray:  # (coarse, fine)
     values, wanted = (legvander(2 * _times(count) - 1, fine - 1) for count in (fine, coarse))
-    return _padded(np.linalg.solve(values.T, wanted.T).T)
+    return np.linalg.solve(values.T, wanted.T).T
 
 
 def _finest_values(count: int) -> np.ndarray:  # (2, q)
     """Values to the coefficients of their two highest Legendre modes."""
     values = legvander(2 * _times(count) - 1, count - 1)
-    return _padded(np.linalg.inv(values)[-2:])
+    return np.linalg.inv(values)[-2:]
 
 
 @lru_cache
@@ -260,11 +255,11 @@ def _differentiation(count: int) -> np.ndarray:  # (q, q)
 
 
 def _derivative(count: int) -> np.ndarray:
-    return _padded(_differentiation(count))
+    return _differentiation(count)
 
 
 def _force(count: int) -> np.ndarray:
-    return _padded(2 * _differentiation(count).T * _weights(count))
+    return 2 * _differentiation(count).T * _weights(count)
 
 
 def _finest(count: int) -> np.ndarray:  # (2, q)
@@ -273,7 +268,7 @@ def _finest(count: int) -> np.ndarray:  # (2, q)
     # Of degree q − 2, for which the points integrate products up to degree 2q − 3 exactly.
     k = np.array([count - 3, count - 2])
     values = legvander(x, count - 2)[:, k]
-    return _padded((values * np.sqrt(2 * k + 1)).T * _weights(count))
+    return (values * np.sqrt(2 * k + 1)).T * _weights(count)
 
 
 def _overlaps(modes: int, samples: int) -> np.ndarray:  # (k k, s)
@@ -288,7 +283,7 @@ def _overlaps(modes: int, samples: int) -> np.ndarray:  # (k k, s)
     hats = np.stack([np.interp(t, middles, row) for row in np.eye(samples)])
     values = legvander(2 * t - 1, modes)[:, 1:]
     shares = 2 * np.einsum("st,tk,tl->kls", hats * weights, values, values)
-    return _padded(shares.reshape(-1, samples))
+    return shares.reshape(-1, samples)
 
 
 def _tangent_overlaps(
@@ -319,7 +314,7 @@ def _tangent_overlaps(
         parts.append(np.einsum("t,at,kt,lt->akl", weights, hats, phi, phi))
     parts.append(beside.swapaxes(1, 2))
     shares = np.concatenate(parts)
-    return _padded(shares.reshape(len(shares), -1).T)
+    return shares.reshape(len(shares), -1).T
 
 
 def _force_and_finest(count: int) -> np.ndarray:  # (q + 2, q)
@@ -339,7 +334,7 @@ def _analysis(modes: int, segments: int) -> np.ndarray:  # (k, 2 n + 1)
     v[row, piece] = 6 * u * (1 - u) * segments
     v[row, segments + piece] = (1 - u) * (1 - 3 * u)
     v[row, segments + piece + 1] = u * (3 * u - 2)
-    return _padded(coefficients @ v)
+    return coefficients @ v
 
 
 def _splines(modes: int, segments: int) -> np.ndarray:  # (2 n + 2, 2 + k)
@@ -350,7 +345,7 @@ def _splines(modes: int, segments: int) -> np.ndarray:  # (2 n + 2, 2 + k)
     nodes = np.column_stack([1 - t, t, bends])
     ones = np.ones(segments + 1)
     slopes = np.column_stack([-ones, ones, legvander(2 * t - 1, modes)[:, 1:]])
-    return _padded(np.concatenate([nodes, slopes]))
+    return np.concatenate([nodes, slopes])
 
 
 def _strayed(modes: int, segments: tuple[int, ...]) -> np.ndarray:  # ((1 + s) (k + 1), k + 1)
@@ -360,7 +355,7 @@ def _strayed(modes: int, segments: tuple[int, ...]) -> np.ndarray:  # ((1 + s) (
     # As few numbers as there are unknowns have the same sums of squares.
     parts = [np.linalg.qr(x / math.sqrt(len(x))).R for x in parts]
     count = modes + 1
-    return _padded(np.concatenate([np.pad(x, ((0, count - len(x)), (0, 0))) for x in parts]))
+    return np.concatenate([np.pad(x, ((0, count - len(x)), (0, 0))) for x in parts])
 
 
 def _strayed_at(modes: int, segments: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -88,8 +88,7 @@ class Search(Columns):
             return pad(x, (0, 0, 0, more))
 
         x = wide(self.x)
-        return replace(
-            self,
+        return self.replaced(
             x=x,
             trial=x,
             energy=torch.full_like(self.energy, torch.inf),
@@ -99,32 +98,38 @@ class Search(Columns):
             misses=torch.zeros_like(self.misses),
         )
 
+    def set_out(self: S, energy: Tensor, gradient: Tensor) -> S:
+        """After the first look at places of which nothing was known: they are taken."""
+        return self.replaced(x=self.trial, energy=energy, gradient=gradient)
+
     def seen(self: S, energy: Tensor, gradient: Tensor, eps: float) -> tuple[S, Tensor]:
-        """After a look at the trial places, and ``(p,)`` bool: where they are taken.
+        """After a further look at the trial places, and ``(p,)`` bool: where they are taken.
 
         Energies are rounded by ``eps``, relatively.
         """
         found, good = looked(self, self.trial - self.x, energy, gradient, eps)
         x = torch.where(good[:, None, None], self.trial, self.x)
-        return replace(self, x=x, **found), good
+        return self.replaced(x=x, **found), good
 
     def aimed(
-        self: S, first: Callable[[Tensor], Tensor], good: Tensor, secants: int
+        self: S, first: Callable[[Tensor], Tensor], good: Tensor | None, secants: int
     ) -> tuple[S, Tensor]:
         """With the next trials, and ``(p,)``: by how much the energies may still fall.
 
         Args:
             first: The inverse Hessian before any secant.
-            good: ``(p,)`` bool: where the last trial was taken.
+            good: ``(p,)`` bool: where the last trial was taken; None for all.
             secants: No curve remembers more of them.
         """
         moves, changes = self.moves[:, :secants], self.changes[:, :secants]
         direction = descent(self.gradient, moves, changes, first)
         slope = (self.gradient * direction).sum((1, 2))
         left = remaining(slope, self.gains)
-        stride = torch.where(good, boldest(self.energy, left), self.stride)
+        stride = boldest(self.energy, left)
+        if good is not None:
+            stride = torch.where(good, stride, self.stride)
         trial = torch.addcmul(self.x, stride[:, None, None], direction)
-        return replace(self, trial=trial, slope=slope, stride=stride), left
+        return self.replaced(trial=trial, slope=slope, stride=stride), left
 
 
 class Descending(Protocol):

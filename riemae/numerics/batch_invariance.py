@@ -13,10 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from riemae.numerics.constants import Values, constant
 
 _ROWS = 16
 _FEWEST = 8
@@ -78,17 +83,21 @@ def aligned(x: Tensor, axis: int, size: int = 1) -> Tensor:
     return F.pad(x, (*later_axes, 0, spare))
 
 
-def apply_matrix(matrix: Tensor, x: Tensor) -> Tensor:  # (i, j + r), (*b, j, m) -> (*b, i, m)
-    """``matrix @ x`` for every member of a batch, each with the same bits as alone.
+def apply_constant(values: Values, arguments: tuple[Any, ...], x: Tensor) -> Tensor:
+    """``values(*arguments) @ x`` for every member of a batch, each with the same bits as alone.
 
-    Further columns of ``matrix`` are not looked at. One product per member, of sizes that leave
-    nothing over: nothing is copied for them where ``m`` is a multiple of 8.
+    One product per member, of sizes that leave nothing over: nothing is copied for them where ``m``
+    is a multiple of 8. The matrix is kept, see :func:`~riemae.numerics.constants.constant`.
+
+    Args:
+        values: Computes the matrix ``(i, j)``.
+        arguments: Its arguments; they can be hashed.
+        x: ``(*b, j, m)``.
     """
-    *batch, columns, width = x.shape
-    count, given = matrix.shape
-    spare_rows, spare = -count % _FEWEST, -width % _FEWEST
-    if spare_rows or given > columns:
-        matrix = F.pad(matrix, (0, columns - given, 0, spare_rows))
+    *batch, _, width = x.shape
+    matrix = constant(_whole, (values, arguments), x)
+    count = _height(values, arguments)
+    spare = -width % _FEWEST
     if len(batch) != 1:
         x = x.flatten(0, -3) if batch else x[None]
     if spare:
@@ -96,6 +105,17 @@ def apply_matrix(matrix: Tensor, x: Tensor) -> Tensor:  # (i, j + r), (*b, j, m)
     elif x.stride(2) != 1 or x.stride(1) != width:
         x = x.contiguous()
     out = torch.bmm(matrix.expand(len(x), -1, -1), x)
-    if spare_rows or spare:
+    if spare or count < len(matrix):
         out = out[:, :count, :width]
     return out if len(batch) == 1 else out.view(*batch, count, width)
+
+
+def _whole(values: Values, arguments: tuple[Any, ...]) -> np.ndarray:
+    """With rows of zeros, up to a multiple of 8."""
+    matrix = values(*arguments)
+    return np.pad(matrix, ((0, -len(matrix) % _FEWEST), (0, 0)))
+
+
+@lru_cache(maxsize=256)
+def _height(values: Values, arguments: tuple[Any, ...]) -> int:
+    return len(values(*arguments))

@@ -33,7 +33,8 @@ def _made(
     values: Values, arguments: tuple[Any, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     with torch.inference_mode(False):  # what is kept must do for later calls outside of it
-        return torch.as_tensor(values(*arguments)).to(device, dtype)
+        # In memory of its own: where NumPy's begins may matter to the last bits of products.
+        return torch.tensor(values(*arguments), dtype=dtype, device=device)
 
 
 _kept = lru_cache(maxsize=256)(_made)
