@@ -30,10 +30,12 @@ GRADIENTS_FROM = WIDE
 # decodings than their gradients.
 _WHOLE_UP_TO = 64
 # And from so many on. In fewer, where tangents are cheap and decoders of several classes fold,
-# segments are as fast. Below GRADIENTS_FROM also down to this tolerance only: on digits in 8
-# dimensions whole curves take 0.54 and 0.86 of Newton's time at 1e-3, for 1,000 and for 32
-# pairs. At 1e-4 they take more for 32, and Newton knows the Morse index besides.
-WHOLE_FROM, WHOLE_DOWN_TO = 3, 3e-4
+# segments are as fast. Below GRADIENTS_FROM also down to this tolerance only: the last digits are
+# left to Newton, which knows the Morse index. At 1e-4 and 1e-5, of Newton's time, whole curves take
+# 0.7 and 0.8 for one pair of digits in 8 dimensions, 1.05 and 1.02 for 32, where small operations
+# are what costs, 0.6 and 0.75 for 1,000; with transposed convolutions 0.32 and 0.33 for one, 0.23
+# and 0.24 for 16.
+WHOLE_FROM, WHOLE_DOWN_TO = 3, 1e-5
 # From so many on, second derivatives follow only below this tolerance: a curve that gradients have
 # not brought so far in 500 steps meets a metric so badly conditioned that they take minutes.
 _COSTLY_FROM = 64
