@@ -1321,8 +1321,8 @@ class Manifold:
             method: ``"lattice"`` looks for the shortest ways on a lattice, in up to 3 dimensions,
                 and the result says by its ``bracket`` how much shorter another curve may be.
             region: The lowest and the highest corner of the lattice; by default around each pair.
-            certify: Count the Morse index where the solver knows none, as from 16 dimensions on and
-                of start curves that were kept.
+            certify: Count the Morse index where the solver knows none (−1): of whole curves, from
+                three dimensions on, of start curves that were kept, and from 16 dimensions on.
 
         Returns:
             One entry per pair; not differentiable, see :meth:`distance`.

@@ -31,11 +31,12 @@ GRADIENTS_FROM = WIDE
 _WHOLE_UP_TO = 64
 # And from so many on. In fewer, where tangents are cheap and decoders of several classes fold,
 # segments are as fast. Below GRADIENTS_FROM also down to this tolerance only: the last digits are
-# left to Newton, which knows the Morse index. At 1e-4 and 1e-5, of Newton's time, whole curves take
-# 0.7 and 0.8 for one pair of digits in 8 dimensions, 1.05 and 1.02 for 32, where small operations
-# are what costs, 0.6 and 0.75 for 1,000; with transposed convolutions 0.32 and 0.33 for one, 0.23
-# and 0.24 for 16.
-WHOLE_FROM, WHOLE_DOWN_TO = 3, 1e-5
+# left to Newton, which knows the Morse index, and in float32 those that rounding hides: at 1e-4, 4
+# of 784 whole curves on maps onto flat spaces were off by up to 1.9 times that. At 1e-4 and 1e-5,
+# of Newton's time, whole curves take 0.7 and 0.8 for one pair of digits in 8 dimensions, 1.05 and
+# 1.02 for 32, where small operations are what costs, 0.6 and 0.75 for 1,000; with transposed
+# convolutions 0.32 and 0.33 for one, 0.23 and 0.24 for 16.
+WHOLE_FROM, WHOLE_DOWN_TO, WHOLE_DOWN_TO_SINGLE = 3, 1e-5, 3e-4
 # From so many on, second derivatives follow only below this tolerance: a curve that gradients have
 # not brought so far in 500 steps meets a metric so badly conditioned that they take minutes.
 _COSTLY_FROM = 64
@@ -85,7 +86,9 @@ def choice(
     point = _first_finite(z)
     gradients = bool(len(point)) and gradients_only(space, point)
     fits = _fits(space, point, m)
-    solver = default_solver(m, target, fits, gradients, loose=rtol >= WHOLE_DOWN_TO)
+    double = z.dtype == torch.float64
+    loose = rtol >= (WHOLE_DOWN_TO if double else WHOLE_DOWN_TO_SINGLE)
+    solver = default_solver(m, target, fits, gradients, loose)
     resort = None if isinstance(solver, NewtonCG) else NewtonCG(max_steps=_RESORT_STEPS)
     if not isinstance(solver, QuasiNewton):
         return Choice(solver, resort=resort)
@@ -93,7 +96,7 @@ def choice(
     if m < _COSTLY_FROM or rtol < _LAST_DIGITS:
         further = (_of_second_order(m, "minimum", fits),)
     # In single precision a matrix does not see directions in which the metric nearly vanishes.
-    if not gradients and z.dtype == torch.float64:
+    if not gradients and double:
         patience = _PATIENCE_FINE if rtol < _FINE else _PATIENCE
         solver = replace(solver, max_steps=patience)
         further = (GaussNewton(), *further)

@@ -96,9 +96,9 @@ def geodesic(
         z1: End points, ``(*b, m)``; leading axes broadcast.
         rtol: Relative accuracy of the length; by default 1e-4 in float64, 1e-3 in float32.
         solver: Settings. By default :class:`Newton` below 16 dimensions, with whole curves first
-            from 3 on where ``rtol`` is 1e-5 or more; :class:`Spectral` up to 64 and
-            :class:`QuasiNewton` from there on, which know no Morse index (−1). The last one under
-            an ambient metric on 64 numbers or more that is known by its products alone, too.
+            from 3 on where ``rtol`` is 1e-5 or more (3e-4 in float32); :class:`Spectral` up to 64
+            and :class:`QuasiNewton` from there on, which know no Morse index (−1). The last one
+            under an ambient metric on 64 numbers or more that is known by its products alone, too.
             :class:`GaussNewton` takes over the pairs on which gradients creep, in float64. Newton
             takes over those that are left, from 64 dimensions on for an ``rtol`` below 1e-4 only;
             in its place :class:`NewtonCG`, from 96 dimensions on, and where ``(1 + 2m)`` times the
