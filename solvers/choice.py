@@ -18,6 +18,7 @@ from riemae.solvers.methods.quasi_newton import WIDE, QuasiNewton
 from riemae.solvers.methods.spectral import Spectral
 from riemae.solvers.solver import Solver
 from riemae.solvers.space import Space
+from riemae.solvers.state import at_hand
 
 # Steps of the solver that takes over where the metric is singular: enough where its rank is the
 # same everywhere. Where a curve ran into a singular point, more of them come to nothing.
@@ -31,12 +32,15 @@ GRADIENTS_FROM = WIDE
 _WHOLE_UP_TO = 64
 # And from so many on. In fewer, where tangents are cheap and decoders of several classes fold,
 # segments are as fast. Below GRADIENTS_FROM also down to this tolerance only: the last digits are
-# left to Newton, which knows the Morse index, and in float32 those that rounding hides: at 1e-4, 4
-# of 784 whole curves on maps onto flat spaces were off by up to 1.9 times that. At 1e-4 and 1e-5,
-# of Newton's time, whole curves take 0.7 and 0.8 for one pair of digits in 8 dimensions, 1.05 and
-# 1.02 for 32, where small operations are what costs, 0.6 and 0.75 for 1,000; with transposed
-# convolutions 0.32 and 0.33 for one, 0.23 and 0.24 for 16.
-WHOLE_FROM, WHOLE_DOWN_TO, WHOLE_DOWN_TO_SINGLE = 3, 1e-5, 3e-4
+# left to Newton, which knows the Morse index. At 1e-4 and 1e-5, of Newton's time, whole curves take
+# 0.7 and 0.8 for one pair of digits in 8 dimensions, 1.05 and 1.02 for 32, where small operations
+# are what costs, 0.6 and 0.75 for 1,000; with transposed convolutions 0.32 and 0.33 for one, 0.23
+# and 0.24 for 16.
+WHOLE_FROM, WHOLE_DOWN_TO = 3, 1e-5
+# The same in float32, where rounding hides more: at 1e-4, 4 of 784 whole curves on maps onto flat
+# spaces were off by up to 1.9 times that. And on accelerators, where small operations cost more: 64
+# pairs to 1e-4 take 1,500 of them, Newton 800.
+WHOLE_DOWN_TO_ELSE = 3e-4
 # From so many on, second derivatives follow only below this tolerance: a curve that gradients have
 # not brought so far in 500 steps meets a metric so badly conditioned that they take minutes.
 _COSTLY_FROM = 64
@@ -87,7 +91,7 @@ def choice(
     gradients = bool(len(point)) and gradients_only(space, point)
     fits = _fits(space, point, m)
     double = z.dtype == torch.float64
-    loose = rtol >= (WHOLE_DOWN_TO if double else WHOLE_DOWN_TO_SINGLE)
+    loose = rtol >= (WHOLE_DOWN_TO if double and at_hand(z) else WHOLE_DOWN_TO_ELSE)
     solver = default_solver(m, target, fits, gradients, loose)
     resort = None if isinstance(solver, NewtonCG) else NewtonCG(max_steps=_RESORT_STEPS)
     if not isinstance(solver, QuasiNewton):

@@ -245,9 +245,11 @@ def embedding_of(space: Space) -> Embedding | None:
 
 
 def images_of_ends(space: Space, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, 2, D)
-    """The images of curves' end points; None where the space has no images."""
+    """The images of curves' end points; None where the space has none, or pulls no forces back."""
     embedded = embedding_of(space)
-    return None if embedded is None else embedded(nodes[:, :: nodes.shape[1] - 1], lambda x: x)
+    if embedded is None or not offers(space, HasPulled):
+        return None
+    return embedded(nodes[:, :: nodes.shape[1] - 1], lambda x: x)
 
 
 def pulled_of(

@@ -96,16 +96,16 @@ def geodesic(
         z1: End points, ``(*b, m)``; leading axes broadcast.
         rtol: Relative accuracy of the length; by default 1e-4 in float64, 1e-3 in float32.
         solver: Settings. By default :class:`Newton` below 16 dimensions, with whole curves first
-            from 3 on where ``rtol`` is 1e-5 or more (3e-4 in float32); :class:`Spectral` up to 64
-            and :class:`QuasiNewton` from there on, which know no Morse index (−1). The last one
-            under an ambient metric on 64 numbers or more that is known by its products alone, too.
-            :class:`GaussNewton` takes over the pairs on which gradients creep, in float64. Newton
-            takes over those that are left, from 64 dimensions on for an ``rtol`` below 1e-4 only;
-            in its place :class:`NewtonCG`, from 96 dimensions on, and where ``(1 + 2m)`` times the
-            widest layer of the decoder at 16 points is more than a sixteenth of the memory. That
-            also takes over pairs along which the metric is singular. Any :class:`Solver` will do:
-            :class:`Adam`, :class:`LBFGS`, :class:`CubicSpline`, :class:`GEORCE`, :class:`Shooting`,
-            :class:`BVP`.
+            from 3 on where ``rtol`` is 1e-5 or more (3e-4 in float32 and on accelerators);
+            :class:`Spectral` up to 64 and :class:`QuasiNewton` from there on, which know no Morse
+            index (−1). The last one under an ambient metric on 64 numbers or more that is known by
+            its products alone, too. :class:`GaussNewton` takes over the pairs on which gradients
+            creep, in float64. Newton takes over those that are left, from 64 dimensions on for an
+            ``rtol`` below 1e-4 only; in its place :class:`NewtonCG`, from 96 dimensions on, and
+            where ``(1 + 2m)`` times the widest layer of the decoder at 16 points is more than a
+            sixteenth of the memory. That also takes over pairs along which the metric is singular.
+            Any :class:`Solver` will do: :class:`Adam`, :class:`LBFGS`, :class:`CubicSpline`,
+            :class:`GEORCE`, :class:`Shooting`, :class:`BVP`.
         init: Start curves: a :class:`Curve` with batch ``(*b,)`` or ``()``, or nodes
             ``(*b, k, m)``; their end points are replaced by ``z0`` and ``z1``. By default straight
             lines. With ``init`` and no ``solver``, a start curve that is a geodesic to ``rtol`` by

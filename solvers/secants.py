@@ -240,9 +240,9 @@ def boldest(energy: Tensor, left: Tensor) -> Tensor:  # (p,), (p,) -> (p,)
     return (BOLDEST * 2 * energy / left).sqrt().clamp(max=1)
 
 
-def hoped(slope: np.ndarray) -> np.ndarray:  # (p,) -> (p,)
-    """How much lower the energy may come if the inverse Hessian of the last step is right."""
-    lower: np.ndarray = _DOUBT * (-slope / 2)
+def hoped(gain: np.ndarray) -> np.ndarray:  # (p,) -> (p,)
+    """How much lower the energy may come where the last inverse Hessian promises ``gain``."""
+    lower: np.ndarray = _DOUBT * gain
     return lower
 
 

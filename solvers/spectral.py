@@ -70,6 +70,12 @@ _DECAY, _HARMLESS = 0.7, 0.5
 # The same for a curve that is accepted: those of decoders on digits fall by 0.35 and less, those of
 # maps with a jump in a second derivative by 0.4 and more, and what follows is then not foreseen.
 _FALLEN, _SETTLED = 0.4, 0.005
+# Where they have fallen by this factor, what steps promise is the energy that is left, of which
+# lengths do not see what makes the speed even: on spheres, Grassmannians, rotations and
+# distributions, lengths were off by 0.7 to 1.7 times the rest. No less than this share is counted.
+_CLEAR, _SEEN_BY_LENGTHS = 0.03, 0.3
+# In the geometric mean that is the error, the weight of the worst that may be left, there and else.
+_FEARED_IF_CLEAR, _FEARED = 1 / 4, 1 / 3
 # Where the metric at a few places fits, a curve takes some three steps and half as many again per
 # digit. More of them say that it does not, and that most of what is left may lie where no secant
 # has been: that counts by the cube of their number.
@@ -177,6 +183,8 @@ class _Trial:
         unseen: By how much their lengths may be off by quadrature, and by modes that this level
             does not have; NaN on the first level.
         smooth: bool: the images' highest modes have fallen, or do not matter.
+        resolved: bool: they have fallen far enough for a curve to be accepted.
+        clear: bool: they have fallen so far that steps tell how much energy is left.
         secants: Of the curve that has most of them.
         ended: Curves that are good enough.
         starts: Start curves for others: which, and the curves.
@@ -206,6 +214,7 @@ class _Trial:
         self.unseen = np.full(len(least), np.nan)
         self.smooth = np.ones(len(least), dtype=bool)
         self.resolved = np.zeros(len(least), dtype=bool)
+        self.clear = np.zeros(len(least), dtype=bool)
         self.secants = 0
         self.ended: list[Settled] = []
         self.starts: list[tuple[np.ndarray, Curve]] = []
@@ -290,6 +299,7 @@ class _Trial:
             share = missed / (self.rtol * length)
             self.smooth = (fallen < _DECAY) | (share <= _HARMLESS)
             self.resolved = (fallen < _FALLEN) | (share <= _SETTLED)
+            self.clear = fallen < _CLEAR
             self.unseen = _UNSEEN * (missed + further * length)
 
     def _settle(self, level: Level, known: int) -> None:
@@ -343,7 +353,7 @@ class _Trial:
         self.ends = self.ends[there]
         self.least = self.least[those]
         self.unseen, self.smooth = self.unseen[those], self.smooth[those]
-        self.resolved = self.resolved[those]
+        self.resolved, self.clear = self.resolved[those], self.clear[those]
 
     def _leave(self) -> None:
         """What has come of curves that are not good enough, for segments to begin with."""
@@ -398,8 +408,14 @@ class _Trial:
             sure = sound & (convex > 0) & ~steep & self.resolved
             most = np.where(sure, left * length, np.nan)
             # Steps that gain digits leave less than their gains so far make one fear.
-            hopes = self.patience.least * hoped(slope) / (2 * energy) * length
-            usual = np.cbrt(most * np.minimum(most, hopes) ** 2)
+            promised, feared = -slope / (4 * energy), np.full(len(length), _FEARED)
+            if not self.first.one_place:
+                uneven = (1 - length**2 / energy) / 2
+                seen = np.maximum(promised - uneven, _SEEN_BY_LENGTHS * promised)
+                promised = np.where(self.clear, seen, promised)
+                feared = np.where(self.clear, _FEARED_IF_CLEAR, _FEARED)
+            hopes = self.patience.least * hoped(promised) * length
+            usual = most**feared * np.minimum(most, hopes) ** (1 - feared)
             rest = self.unseen + noise
         return most + rest, usual + rest, length, sound & self.smooth
 

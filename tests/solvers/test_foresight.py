@@ -115,7 +115,7 @@ def test_the_matrix_of_the_level_promises_no_less_than_a_new_one(seed, monkeypat
     foreseen = Newton.foreseen
     monkeypatch.setattr(Newton, "foreseen", watched)
     for rtol in (1e-2, 1e-3, 1e-4):
-        M.geodesic(z0, z1, rtol=rtol, n_starts=1, throw=False)
+        M.geodesic(z0, z1, rtol=rtol, solver=Newton(), n_starts=1, throw=False)
     carried, anew = torch.cat(seen, 1)
     known = anew > 1e-9
     assert bool((carried[known] != anew[known]).any())
@@ -132,14 +132,15 @@ def test_a_look_with_the_old_matrix_changes_no_answer(monkeypatch):
 
     foreseen = Newton.foreseen
     monkeypatch.setattr(Newton, "foreseen", counted)
-    found = [M.geodesic(z0, z1, rtol=r, n_starts=1, throw=False) for r in (1e-2, 1e-3, 1e-4)]
+    options = {"solver": Newton(), "n_starts": 1, "throw": False}
+    found = [M.geodesic(z0, z1, rtol=r, **options) for r in (1e-2, 1e-3, 1e-4)]
     assert any(looks)
     # As if no level had left a matrix.
     monkeypatch.setattr(
         "riemae.solvers.foresight.refined", lambda solver, _, z, __: solver.begin(z)
     )
     for one in found:
-        other = M.geodesic(z0, z1, rtol=one.rtol, n_starts=1, throw=False)
+        other = M.geodesic(z0, z1, rtol=one.rtol, **options)
         assert bool((one.status == other.status).all())
         assert bool((one.length == other.length).all())
         assert bool((one.error == other.error).all())

@@ -280,11 +280,14 @@ class TestConstantRank:
     )
     def test_default(self, decoder, m, reduce):
         a, b = 0.7 * rand(2, 6, m)
-        with pytest.warns(FallbackWarning, match="NewtonCG"):
-            r = Manifold(decoder).geodesic(a, b, rtol=1e-5)
         expected = Manifold(CORE).distance(reduce(a), reduce(b), rtol=1e-8)
-        assert bool(((r.length - expected).abs() <= 1e-5 * expected).all())
-        assert bool((r.index == -1).all())
+        with pytest.warns(FallbackWarning, match="NewtonCG"):
+            fine = Manifold(decoder).geodesic(a, b, rtol=5e-6)
+        # Whole curves raise a metric's eigenvalues within rounding of 0, and need no other solver.
+        coarse = Manifold(decoder).geodesic(a, b, rtol=1e-4)
+        for r, rtol in ((fine, 5e-6), (coarse, 1e-4)):
+            assert bool(((r.length - expected).abs() <= rtol * expected).all())
+        assert bool((fine.index == -1).all())
 
     def test_normalised_latents(self):
         # z/|z| leaves a sphere: distances are great circles, whatever the radii.

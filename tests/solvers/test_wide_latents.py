@@ -10,7 +10,7 @@ from riemae.solvers.budget import limited
 from riemae.solvers.choice import (
     GRADIENTS_FROM,
     WHOLE_DOWN_TO,
-    WHOLE_DOWN_TO_SINGLE,
+    WHOLE_DOWN_TO_ELSE,
     WHOLE_FROM,
 )
 from riemae.solvers.path_metric import PathMetric
@@ -89,7 +89,7 @@ def test_gradients_first_from_some_dimensions_on():
 
 @pytest.mark.parametrize(
     ("dtype", "down_to"),
-    [(torch.float64, WHOLE_DOWN_TO), (torch.float32, WHOLE_DOWN_TO_SINGLE)],
+    [(torch.float64, WHOLE_DOWN_TO), (torch.float32, WHOLE_DOWN_TO_ELSE)],
     ids=["double", "single"],
 )
 def test_whole_curves_first_but_for_the_last_digits(dtype, down_to):
