@@ -32,11 +32,10 @@ GRADIENTS_FROM = WIDE
 _WHOLE_UP_TO = 64
 # And from so many on. In fewer, where tangents are cheap and decoders of several classes fold,
 # segments are as fast. Below GRADIENTS_FROM also down to this tolerance only: the last digits are
-# left to Newton, which knows the Morse index. At 1e-4 and 1e-5, of Newton's time, whole curves take
-# 0.7 and 0.8 for one pair of digits in 8 dimensions, 1.05 and 1.02 for 32, where small operations
-# are what costs, 0.6 and 0.75 for 1,000; with transposed convolutions 0.32 and 0.33 for one, 0.23
-# and 0.24 for 16.
-WHOLE_FROM, WHOLE_DOWN_TO = 3, 1e-5
+# left to Newton, which knows the Morse index. At 1e-4, of Newton's time, whole curves take 0.7 for
+# one pair of digits in 8 dimensions, 1.1 for 32, where small operations are what costs, and 0.7 for
+# 1,000; with transposed convolutions 0.32 for one, and 0.23 for 16.
+WHOLE_FROM, WHOLE_DOWN_TO = 3, 3e-5
 # The same in float32, where rounding hides more: at 1e-4, 4 of 784 whole curves on maps onto flat
 # spaces were off by up to 1.9 times that. And on accelerators, where small operations cost more: 64
 # pairs to 1e-4 take 1,500 of them, Newton 800.

@@ -96,7 +96,7 @@ def geodesic(
         z1: End points, ``(*b, m)``; leading axes broadcast.
         rtol: Relative accuracy of the length; by default 1e-4 in float64, 1e-3 in float32.
         solver: Settings. By default :class:`Newton` below 16 dimensions, with whole curves first
-            from 3 on where ``rtol`` is 1e-5 or more (3e-4 in float32 and on accelerators);
+            from 3 on where ``rtol`` is 3e-5 or more (3e-4 in float32 and on accelerators);
             :class:`Spectral` up to 64 and :class:`QuasiNewton` from there on, which know no Morse
             index (−1). The last one under an ambient metric on 64 numbers or more that is known by
             its products alone, too. :class:`GaussNewton` takes over the pairs on which gradients
