@@ -10,7 +10,7 @@ from torch import Tensor
 
 from riemae.numerics.memory import total_memory
 from riemae.numerics.values import evidently_finite
-from riemae.solvers.hooks import gradients_only, width_of
+from riemae.solvers.hooks import gradients_only, precision_of, width_of
 from riemae.solvers.methods.gauss_newton import GaussNewton
 from riemae.solvers.methods.newton import Newton
 from riemae.solvers.methods.newton_cg import NewtonCG
@@ -36,10 +36,10 @@ _WHOLE_UP_TO = 64
 # one pair of digits in 8 dimensions, 1.1 for 32, where small operations are what costs, and 0.7 for
 # 1,000; with transposed convolutions 0.32 for one, and 0.23 for 16.
 WHOLE_FROM, WHOLE_DOWN_TO = 3, 3e-5
-# The same in float32, where rounding hides more: at 1e-4, 4 of 784 whole curves on maps onto flat
-# spaces were off by up to 1.9 times that. And on accelerators, where small operations cost more: 64
-# pairs to 1e-4 take 1,500 of them, Newton 800.
-WHOLE_DOWN_TO_ELSE = 3e-4
+# The same where rounding, in the decoder or outside, hides more than the second number: in
+# float32, at 1e-4, 4 of 784 whole curves on maps onto flat spaces were off by up to 1.9 times that.
+# And on accelerators, where small operations cost more: 64 pairs to 1e-4 take 1,500, Newton 800.
+WHOLE_DOWN_TO_ELSE, _EXACT = 3e-4, 1e-12
 # From so many on, second derivatives follow only below this tolerance: a curve that gradients have
 # not brought so far in 500 steps meets a metric so badly conditioned that they take minutes.
 _COSTLY_FROM = 64
@@ -90,7 +90,8 @@ def choice(
     gradients = bool(len(point)) and gradients_only(space, point)
     fits = _fits(space, point, m)
     double = z.dtype == torch.float64
-    loose = rtol >= (WHOLE_DOWN_TO if double and at_hand(z) else WHOLE_DOWN_TO_ELSE)
+    exact = precision_of(space, z.dtype).eps <= _EXACT
+    loose = rtol >= (WHOLE_DOWN_TO if exact and at_hand(z) else WHOLE_DOWN_TO_ELSE)
     solver = default_solver(m, target, fits, gradients, loose)
     resort = None if isinstance(solver, NewtonCG) else NewtonCG(max_steps=_RESORT_STEPS)
     if not isinstance(solver, QuasiNewton):

@@ -244,14 +244,6 @@ def embedding_of(space: Space) -> Embedding | None:
     return None
 
 
-def images_of_ends(space: Space, nodes: Tensor) -> Tensor | None:  # (p, n + 1, m) -> (p, 2, D)
-    """The images of curves' end points; None where the space has none, or pulls no forces back."""
-    embedded = embedding_of(space)
-    if embedded is None or not offers(space, HasPulled):
-        return None
-    return embedded(nodes[:, :: nodes.shape[1] - 1], lambda x: x)
-
-
 def pulled_of(
     space: Space, points: Tensor, force: Force, ends: Tensor | None = None
 ) -> tuple[Tensor, Tensor] | None:

@@ -10,17 +10,10 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.curve import Curve
-from riemae.solvers.hooks import precision_of, pulled_of
+from riemae.solvers.hooks import precision_of
 from riemae.solvers.mode_hessian import ModeHessian
-from riemae.solvers.polynomials import (
-    force_and_fine,
-    inner_points,
-    lobatto_weights,
-    mode_energies,
-    modes_of,
-    slope_of_inner,
-    velocities,
-)
+from riemae.solvers.mode_looks import ModeSearch, energy_and_length, energy_rounding, looked_at
+from riemae.solvers.polynomials import force_and_fine, mode_energies, modes_of, velocities
 from riemae.solvers.secants import Search, boldest, remaining
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
@@ -35,18 +28,13 @@ STEEP = 1.4
 _SHARE, _PATIENT_SHARE = 0.5, 0.7
 _TRUNCATED = 0.3
 _MISSES = 5  # trials in a row that were too long
-# Rounding of an energy, relative to it, so many units per point; and of a length, in units of the
-# size of an image.
-_ROUNDING = 16
-_GRAIN = 4
 
 
 @dataclass
-class ModeState(Search):
-    """Progress on ``p`` curves, whose modes are sought.
+class ModeState(ModeSearch):
+    """Progress on ``p`` curves through the levels.
 
     Attributes:
-        corners: ``(p, 2, m)``, the end points.
         straight: ``(p,)``, their squared distance.
         size: ``(p,)``, of the larger one's image.
         begun: ``(p,)``, the length of the start curves.
@@ -66,7 +54,6 @@ class ModeState(Search):
             where the metric is known.
     """
 
-    corners: Tensor
     straight: Tensor
     size: Tensor
     begun: Tensor
@@ -113,16 +100,6 @@ class ModeState(Search):
             mean=first.mean,
             change=first.change,
         )
-
-    @property
-    def z0(self) -> Tensor:
-        """``(p, m)``."""
-        return self.corners[:, 0]
-
-    @property
-    def z1(self) -> Tensor:
-        """``(p, m)``."""
-        return self.corners[:, 1]
 
     @property
     def length(self) -> Tensor:
@@ -308,14 +285,6 @@ class Level:
         share = _SHARE if self.patience is None else _PATIENT_SHARE
         return (_TRUNCATED / 2 * unseen).clamp(min=share * self.rtol)
 
-    def noise(self, length: np.ndarray, size: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-        """What rounding makes of lengths ``(p,)`` between images of such sizes."""
-        eps = precision_of(self.space, dtype).eps
-        # What does not cancel along the curve, and what uneven speeds add.
-        rough = eps * self.count**2 * size
-        noise: np.ndarray = _GRAIN * eps * (size + length) + rough**2 / length
-        return noise
-
     def _stepped(
         self,
         state: ModeState,
@@ -328,18 +297,15 @@ class Level:
 
         ``fresh``: it is the first one on this level.
         """
-        points = inner_points(state.corners, state.trial, self.count)
-        found = pulled_of(self.space, points, self._force, ends)
-        assert found is not None
-        along, told = found
-        energy, gradient = told[:, 0], slope_of_inner(along, self.degree - 1)
-        seen_as, before, doubt = told[:, 1:], state.left, state.doubt
+        gradient, told = looked_at(self.space, state, self.count, self._force, ends)
+        energy, seen_as = told[:, 0], told[:, 1:]
+        before, doubt = state.left, state.doubt
         good = None
         if fresh:
             state = state.set_out(energy, gradient)
         else:
             eps = precision_of(self.space, state.x.dtype).eps
-            state, good = state.seen(energy, gradient, _ROUNDING * eps * self.count)
+            state, good = state.seen(energy, gradient, energy_rounding(eps, self.count))
             seen_as = torch.where(good[:, None], seen_as, state.seen_as)
         state, left = state.aimed(first, good, secants)
         left = left / (2 * state.energy)
@@ -354,9 +320,6 @@ class Level:
     def _force(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p, q, D), (p, 3)
         """The energy's gradient in the images, and energy, length and fine share of it."""
         v = velocities(x)
-        squares = v.square().sum(-1)
-        weights = lobatto_weights(self.count, squares)
-        energy = (squares * weights).sum(-1)
-        length = (squares.sqrt() * weights).sum(-1)
+        energy, length = energy_and_length(v)
         force, fine = force_and_fine(v)
         return force, torch.stack([energy, length, fine], 1)

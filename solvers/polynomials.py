@@ -93,7 +93,7 @@ def slope_at_places(along: Tensor, modes: int) -> Tensor:  # (p, s, m) -> (p, k,
 
 def velocities(x: Tensor) -> Tensor:  # (p, q, D) -> (p, q, D)
     """Velocities of the interpolant of images at the Gauss-Lobatto times."""
-    return apply_constant(_derivative, (x.shape[1],), x)
+    return apply_constant(_differentiation, (x.shape[1],), x)
 
 
 def force_and_fine(v: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p, q, D), (p,)
@@ -254,14 +254,6 @@ def _differentiation(count: int) -> np.ndarray:  # (q, q)
     return np.linalg.solve(values.T, slopes.T).T
 
 
-def _derivative(count: int) -> np.ndarray:
-    return _differentiation(count)
-
-
-def _force(count: int) -> np.ndarray:
-    return 2 * _differentiation(count).T * _weights(count)
-
-
 def _finest(count: int) -> np.ndarray:  # (2, q)
     """Velocities to their two highest modes, scaled so that squares are energies."""
     x = 2 * _times(count) - 1
@@ -318,7 +310,8 @@ def _tangent_overlaps(
 
 
 def _force_and_finest(count: int) -> np.ndarray:  # (q + 2, q)
-    return np.concatenate([_force(count), _finest(count)])
+    force = 2 * _differentiation(count).T * _weights(count)
+    return np.concatenate([force, _finest(count)])
 
 
 def _analysis(modes: int, segments: int) -> np.ndarray:  # (k, 2 n + 1)

@@ -31,13 +31,20 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.curve import Curve
-from riemae.solvers.hooks import embedding_of, images_of_ends
+from riemae.solvers.hooks import embedding_of, precision_of
 from riemae.solvers.mode_descent import STEEP, Level, ModeState, Patience
 from riemae.solvers.mode_hessian import ModeHessian
+from riemae.solvers.mode_looks import (
+    DECAY,
+    LEAST_MISSED,
+    beyond,
+    energy_and_length,
+    length_rounding,
+    with_ends,
+)
 from riemae.solvers.mode_metric import Settled, joined
 from riemae.solvers.polynomials import (
     lobatto,
-    lobatto_weights,
     spline_of,
     velocities,
 )
@@ -46,8 +53,6 @@ from riemae.solvers.solver import Attempt
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
 
-# Bytes that images of end points may take, and how few curves may share them.
-_BYTES, _FEWEST = 2**28, 16
 _FEW = 15  # dimensions up to which second derivatives may follow
 # Curves after their first step that are not shorter than this share of what tangents say of their
 # start's length: that is measured.
@@ -60,17 +65,14 @@ _LOOSE, _MARGIN = 3e-4, 1.6
 # they do on decoders, what is left is believed; beyond the second, curves are not tried. Known at
 # one place, a metric that changes takes more steps, and these are what counts.
 _STEADY, _UNSTEADY = 1.5, 3.0
-# The share of a difference of lengths between two levels that the finer one is off by, at least;
-# more where the images' highest modes have fallen by less.
-_LEAST = 0.05
 # What no level has seen is extrapolated from the last two: on rough maps it is up to so many times
 # as much. On smooth ones it is little beside what is left.
 _UNSEEN = 2.5
-# Images whose highest modes have not fallen by this factor are not smooth on this scale, unless
-# lengths differ by less than this share of what is asked for.
-_DECAY, _HARMLESS = 0.7, 0.5
-# The same for a curve that is accepted: those of decoders on digits fall by 0.35 and less, those of
-# maps with a jump in a second derivative by 0.4 and more, and what follows is then not foreseen.
+# Images that are not smooth do no harm where lengths differ by less than this share of ``rtol``.
+_HARMLESS = 0.5
+# By how much the highest modes have fallen of a curve that is accepted: those of decoders on digits
+# by 0.35 and less, those of maps with a jump in a second derivative by 0.4 and more, and what
+# follows is then not foreseen.
 _FALLEN, _SETTLED = 0.4, 0.005
 # Where they have fallen by this factor, what steps promise is the energy that is left, of which
 # lengths do not see what makes the speed even: on spheres, Grassmannians, rotations and
@@ -86,11 +88,6 @@ _STEPS, _STEPS_A_DIGIT = 3.0, 1.5
 # say: on random networks with 33 to 64 dimensions and gains up to 1.4, and on trained convolutions,
 # 1.1 times as much in 95 % and 1.5 times at most, after more than 13 steps up to 2.2 times.
 _STEPS_ONE_PLACE, _STEPS_A_DIGIT_ONE_PLACE, _LEAST_ONE_PLACE = 4.0, 2.0, 2.0
-# What further modes would gain is extrapolated from those that are new on a level, of which the
-# finer half gains at most this share of what the coarser half does, and counts so many times.
-_SLOWEST = 0.9
-_DOUBT = 3
-
 # How many degrees are tried, the lowest, how many one digit takes, and how they grow.
 _LEVELS, _COARSEST = 4, 6
 # Of curves on which many steps are taken, a degree before them: of decoders, it carries 1e-4.
@@ -155,21 +152,15 @@ def attempt(
     Returns:
         Those that are good enough, and start curves for others; None where the space has no images.
     """
-    one = images_of_ends(space, start.nodes[:1])
-    if one is None:
-        return None
     ended: list[Settled] = []
     starts: list[tuple[np.ndarray, Curve]] = []
-    # As many at a time as the images of their ends fit into memory.
-    size = max(_FEWEST, _BYTES // (one.numel() * one.element_size()))
-    for begin in range(0, len(least), size):
-        some = slice(begin, begin + size)
-        ends = one if len(least) == 1 else images_of_ends(space, start.nodes[some])
-        assert ends is not None
+    for some, ends in with_ends(space, start.nodes):
+        if ends is None:
+            return None
         trial = _Trial(space, start[some], ends, least[some], rtol, settings)
         trial.run()
-        ended += [replace(group, rows=group.rows + begin) for group in trial.ended]
-        starts += [(rows + begin, curves) for rows, curves in trial.starts]
+        ended += [replace(group, rows=group.rows + some.start) for group in trial.ended]
+        starts += [(rows + some.start, curves) for rows, curves in trial.starts]
     return replace(joined(ended, rtol), starts=starts)
 
 
@@ -272,37 +263,46 @@ class _Trial:
         rows = close.nonzero()[0]
         if len(rows):
             there = placed(rows, begun)
-            begun[there] = self._measured(there)
+            measured = self._measured(there)
+            if measured is not None:
+                begun[there] = measured
         return begun
 
-    def _measured(self, rows: Tensor) -> Tensor:  # (r,) -> (r,)
-        """Lengths of some of the start curves, as the first level's points see them."""
+    def _measured(self, rows: Tensor) -> Tensor | None:  # (r,) -> (r,)
+        """Lengths of some of the start curves, as the first level's points see them.
+
+        None where their images are too many to be held at once.
+        """
         _, count = self.settings.levels[0]
         times = torch.from_numpy(lobatto(count)[0]).to(self.ends)
         points = self.start[rows](times[1:-1])
         ends = self.ends[rows]
         embedded = embedding_of(self.space)
-        assert embedded is not None
-        x = embedded(points, lambda x: x)
-        assert x is not None
-        speeds = velocities(torch.cat([ends[:, :1], x, ends[:, 1:]], 1)).norm(dim=-1)
-        return (speeds * lobatto_weights(count, speeds)).sum(-1)
+        x = None if embedded is None else embedded(points, lambda x: x)
+        if x is None:
+            return None
+        _, length = energy_and_length(velocities(torch.cat([ends[:, :1], x, ends[:, 1:]], 1)))
+        return length
+
+    def _rounding(self, level: Level, length: np.ndarray, size: np.ndarray) -> np.ndarray:
+        eps = precision_of(self.space, self.ends.dtype).eps
+        return length_rounding(eps, level.count, length, size)
 
     def _compare(self, known: int) -> None:
         """Curves as this level sees them with what the level before has seen of the same ones."""
         state = self.state
         # Later on this level, nothing is left to gain in the modes that are new now.
-        beyond = _further(state, known)
-        told = state.length, state.before, state.fine, state.fine_before, beyond
-        length, before, fine, fine_before, further = read(*told)
+        further = beyond(state.promised()[:, known:]) / (4 * state.energy)
+        told = state.length, state.before, state.fine, state.fine_before, further
+        length, before, fine, fine_before, unseen = read(*told)
         with np.errstate(all="ignore"):
             fallen = np.sqrt(fine / fine_before)
-            missed = np.abs(length - before) * np.clip(fallen, _LEAST, 1.0)
+            missed = np.abs(length - before) * np.clip(fallen, LEAST_MISSED, 1.0)
             share = missed / (self.rtol * length)
-            self.smooth = (fallen < _DECAY) | (share <= _HARMLESS)
+            self.smooth = (fallen < DECAY) | (share <= _HARMLESS)
             self.resolved = (fallen < _FALLEN) | (share <= _SETTLED)
             self.clear = fallen < _CLEAR
-            self.unseen = _UNSEEN * (missed + further * length)
+            self.unseen = _UNSEEN * (missed + unseen * length)
 
     def _settle(self, level: Level, known: int) -> None:
         """Curves that are good enough end, and those on which nothing can come of it.
@@ -336,7 +336,7 @@ class _Trial:
             energy=energy,
             error=error,
             least=self.least[rows],
-            noise=level.noise(length, size, state.x.dtype),
+            noise=self._rounding(level, length, size),
             left=left,
             steps=steps,
             # What is left of a curve whose second derivatives are not known says nothing of
@@ -400,7 +400,7 @@ class _Trial:
         # Where they had to be looked at again and again, they change with every step.
         left = left * np.maximum(renewed - 1, 1)
         with np.errstate(all="ignore"):
-            noise = level.noise(length, size, state.x.dtype)
+            noise = self._rounding(level, length, size)
             # Between nothing that is shorter, and what it began with.
             within = ~(length < least - noise) & (length <= (1 + rtol) * begun)
             sound = (regular > 0) & (length > 0) & np.isfinite(left) & within
@@ -429,13 +429,3 @@ def _patience(rtol: float, one_place: bool) -> Patience:
         expected = _STEPS_ONE_PLACE + _STEPS_A_DIGIT_ONE_PLACE * digits
         return Patience(_LEAST_ONE_PLACE, expected)
     return Patience(1.0, _STEPS + _STEPS_A_DIGIT * digits)
-
-
-def _further(state: ModeState, known: int) -> Tensor:  # -> (p,)
-    """The relative length that modes beyond those of this level would gain, extrapolated."""
-    step = (state.trial - state.x) / state.stride[:, None, None]
-    gains = (state.gradient * step).abs().sum(2)[:, known:]
-    half = gains.shape[1] // 2
-    coarse, fine = gains[:, :half].sum(1), gains[:, -half:].sum(1)
-    ratio = (fine / coarse).nan_to_num(0.0).clamp(max=_SLOWEST)
-    return _DOUBT * fine * ratio / (1 - ratio) / (4 * state.energy)

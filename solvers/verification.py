@@ -1,10 +1,10 @@
 """Start curves that are geodesics already: looked at, and kept.
 
 A curve that a call is given, such as the result of an earlier one, is taken for a polynomial. Its
-points are decoded once, with one gradient; the metric is taken at two of them. That says all that a
-certificate needs:
+ends are decoded, its other points with one gradient, and the metric is taken at two places, or at
+one. That says all that a certificate needs:
 
-- the Newton decrement, counted several times over, because the metric at two places promises too
+- the Newton decrement, counted several times over, because the metric at few places promises too
   little in directions in which the curve is soft;
 - what finer modes would gain, extrapolated from the finest ones;
 - by how much the length is off by quadrature: the difference of its values on two resolutions, of
@@ -25,22 +25,30 @@ import torch
 from torch import Tensor
 
 from riemae.solvers.curve import Curve
-from riemae.solvers.hooks import images_of_ends, labels_of, precision_of, pulled_of
+from riemae.solvers.hooks import labels_of, precision_of
+from riemae.solvers.mode_looks import (
+    DECAY,
+    LEAST_MISSED,
+    ModeSearch,
+    beyond,
+    energy_and_length,
+    energy_rounding,
+    length_rounding,
+    looked_at,
+    with_ends,
+)
 from riemae.solvers.mode_metric import ONE_PLACE_BEYOND, ModeMetric, Settled, joined
 from riemae.solvers.polynomials import (
     coarsened,
     fine_share,
     fine_size,
     force_and_fine,
-    inner_points,
     lobatto_weights,
     modes_of,
     points_on,
-    slope_of_inner,
     velocities,
     velocities_on,
 )
-from riemae.solvers.secants import Search
 from riemae.solvers.solver import Attempt, Columns
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
@@ -63,27 +71,17 @@ _SOFT, _FIRM = 10.0, 2.0
 # By how much lengths of tangents may change from place to place: beyond the first, what is left is
 # counted by the square of the excess more; beyond the second, curves are left to the solver.
 _STEADY, _UNSTEADY = 1.5, 6.0
-# The share of a difference of lengths between two resolutions that the finer one is off by, at
-# least; more where the images' highest modes have fallen by less.
-_LEAST = 0.05
-# Images whose highest modes have not fallen by this factor are not smooth on this scale.
-_DECAY, _SHARE = 0.7, 0.5
-# What further modes would gain is extrapolated from the finest ones: of these, the finer half gains
-# at most this share of what the coarser half does, and counts so many times.
-_SLOWEST, _DOUBT = 0.9, 3
-_FINEST = 4
-# Rounding of an energy, relative to it, so many units per point; and of a length, in units of the
-# size of an image.
-_ROUNDING, _GRAIN = 16, 4
+# Images that are not smooth do no harm where quadrature misses less than this share of ``rtol``.
+_SHARE = 0.5
+_FINEST = 4  # modes that what finer ones would gain is extrapolated from
 
 
 @dataclass
-class _Start(Search):
+class _Start(ModeSearch):
     """``p`` start curves, of which modes are looked at.
 
     Attributes:
-        corners: ``(p, 2, m)``, the end points.
-        ends: ``(p, 2, D)``, their images; ``(p, 0, 0)`` where there are none.
+        ends: ``(p, 2, D)``, images of the end points; ``(p, 0, 0)`` where there are none.
         length: ``(p,)``, of the curve at ``x``.
         missed: ``(p,)``, what quadrature may be off by.
         smooth: ``(p,)`` bool: images decay as those of smooth curves do.
@@ -91,23 +89,12 @@ class _Start(Search):
         left: ``(p,)``, by how much the energy may still fall.
     """
 
-    corners: Tensor
     ends: Tensor
     length: Tensor
     missed: Tensor
     smooth: Tensor
     noise: Tensor
     left: Tensor
-
-    @property
-    def z0(self) -> Tensor:
-        """``(p, m)``."""
-        return self.corners[:, 0]
-
-    @property
-    def z1(self) -> Tensor:
-        """``(p, m)``."""
-        return self.corners[:, 1]
 
 
 @dataclass(frozen=True)
@@ -131,19 +118,28 @@ def verified(space: Space, start: Curve, least: np.ndarray, rtol: float) -> Atte
         least: ``(p,)``, lower bounds of the lengths, NaN where unknown.
         rtol: The relative accuracy that is asked for.
     """
-    places = _PLACES if start.nodes.shape[2] <= ONE_PLACE_BEYOND else 1
-    along = ModeMetric.along(space, start.nodes, places)
-    known = _Known.of(start)
     ended: list[Settled] = []
-    for number, rows in known.groups(along, rtol):
-        there = placed(rows, start.nodes)
-        group = known.select(there), along.select(there)
-        for settled in _kept(space, *group, number, least[rows], rtol):
-            ended.append(replace(settled, rows=rows[settled.rows]))
+    for some, ends in with_ends(space, start.nodes):
+        for settled in _kept(space, start[some], ends, least[some], rtol):
+            ended.append(replace(settled, rows=settled.rows + some.start))
     return joined(ended, rtol)
 
 
 def _kept(
+    space: Space, start: Curve, ends: Tensor | None, least: np.ndarray, rtol: float
+) -> Iterator[Settled]:
+    """The same of some of the curves; ``ends`` are the images ``(q, 2, D)`` of their end points."""
+    places = _PLACES if start.nodes.shape[2] <= ONE_PLACE_BEYOND else 1
+    along = ModeMetric.along(space, start.nodes, places)
+    known = _Known.of(start, ends)
+    for number, rows in known.groups(along, rtol):
+        there = placed(rows, start.nodes)
+        group = known.select(there), along.select(there)
+        for settled in _looked_into(space, *group, number, least[rows], rtol):
+            yield replace(settled, rows=rows[settled.rows])
+
+
+def _looked_into(
     space: Space,
     known: _Known,
     metric: ModeMetric,
@@ -163,10 +159,11 @@ def _kept(
     """
     wide = known.modes.shape[2] >= _WIDE
     looks = (_LOOKS_OF_WIDE if wide else _LOOKS), _LOOKS_CLOSER
-    state = known.begun(space, _DEGREES[number], sum(looks) - 1)
+    state = known.begun(_DEGREES[number], sum(looks) - 1)
     rows = np.arange(len(least))
     taken = 0
-    # Those that are nearly good enough are seen more closely in the end.
+    # Points see modes beyond the degree, which steps may use. Those that are nearly good enough are
+    # seen more closely in the end.
     for degree, most in zip(_DEGREES[number : number + 2], looks, strict=False):
         look = _Look(space, degree + max(3, degree // 4 + 1), rtol)
         state = state.extended(look.count - 2)
@@ -221,17 +218,21 @@ class _Known(Columns):
 
     Attributes:
         corners: ``(p, 2, m)``, their end points.
+        ends: ``(p, 2, D)``, images of these; ``(p, 0, 0)`` where there are none.
         modes: ``(p, k, m)``, more than are looked at.
     """
 
     corners: Tensor
+    ends: Tensor
     modes: Tensor
 
     @classmethod
-    def of(cls, start: Curve) -> _Known:
+    def of(cls, start: Curve, ends: Tensor | None) -> _Known:
         """Of start curves."""
-        corners = start.nodes[:, :: start.segments]
-        return cls(corners, modes_of(start, 2 * _DEGREES[-1]))
+        nodes = start.nodes
+        if ends is None:
+            ends = nodes.new_zeros(len(nodes), 0, 0)
+        return cls(nodes[:, :: start.segments], ends, modes_of(start, 2 * _DEGREES[-1]))
 
     def groups(self, metric: ModeMetric, rtol: float) -> Iterator[tuple[int, np.ndarray]]:
         """Which degree, and the curves of which all but a small share of ``rtol`` has it."""
@@ -249,15 +250,14 @@ class _Known(Columns):
             if len(rows):
                 yield number, rows
 
-    def begun(self, space: Space, degree: int, history: int) -> _Start:
+    def begun(self, degree: int, history: int) -> _Start:
         """The curves, of this degree."""
         none = self.corners.new_zeros(len(self.corners))
-        ends = images_of_ends(space, self.corners)
         return _Start.begin(
             self.modes[:, : degree - 1],
             history,
             corners=self.corners,
-            ends=none.view(-1, 1, 1)[:, :0] if ends is None else ends,
+            ends=self.ends,
             length=none,
             missed=none,
             smooth=none > 0,
@@ -286,7 +286,7 @@ class _Look:
             state = state.set_out(seen.energy, seen.gradient)
         else:
             eps = precision_of(self.space, state.x.dtype).eps
-            state, good = state.seen(seen.energy, seen.gradient, _ROUNDING * eps * self.count)
+            state, good = state.seen(seen.energy, seen.gradient, energy_rounding(eps, self.count))
             told = {name: torch.where(good, x, getattr(state, name)) for name, x in told.items()}
         state, left = state.aimed(metric.inverse, good, secants)
         return state.replaced(left=left, **told)
@@ -294,42 +294,30 @@ class _Look:
     def _seen(self, state: _Start) -> _Seen:
         if not state.ends.shape[1]:
             return self._by_tangents(state)
-        points = inner_points(state.corners, state.trial, self.count)
-        found = pulled_of(self.space, points, self._force, state.ends)
-        assert found is not None
-        along, told = found
+        gradient, told = looked_at(self.space, state, self.count, self._force, state.ends)
         energy, length, fine, size, before, fine_before = told.unbind(1)
         fallen = (fine / fine_before).sqrt()
-        missed = (length - before).abs() * fallen.clamp(_LEAST, 1.0)
+        missed = (length - before).abs() * fallen.clamp(LEAST_MISSED, 1.0)
         eps = precision_of(self.space, state.x.dtype).eps
-        # Rounding of images: what does not cancel along the curve, and what uneven speeds add.
-        rough = eps * self.count**2 * size
         return _Seen(
             energy=energy,
-            gradient=slope_of_inner(along, state.x.shape[1]),
+            gradient=gradient,
             length=length,
             missed=missed,
-            smooth=(fallen < _DECAY) | (missed <= _SHARE * self.rtol * length),
-            noise=_GRAIN * eps * (size + length) + rough.square() / length,
+            smooth=(fallen < DECAY) | (missed <= _SHARE * self.rtol * length),
+            noise=length_rounding(eps, self.count, length, size),
         )
 
     def _force(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p, q, D), (p, 6)
         """The energy's gradient in the images, and what two resolutions say of them."""
         v = velocities(x)
-        energy, length = self._sizes(v)
+        energy, length = energy_and_length(v)
         force, fine = force_and_fine(v)
         coarse = velocities(coarsened(x, round(self.count / _COARSER)))
-        energy_before, before = self._sizes(coarse)
+        energy_before, before = energy_and_length(coarse)
         fine_before = fine_share(coarse) / energy_before
         size = x[:, :: self.count - 1].norm(dim=-1).amax(1)
         return force, torch.stack([energy, length, fine / energy, size, before, fine_before], 1)
-
-    @staticmethod
-    def _sizes(v: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p,) each
-        """Energy and length."""
-        squares = v.square().sum(-1)
-        weights = lobatto_weights(v.shape[1], squares)
-        return (squares * weights).sum(-1), (squares.sqrt() * weights).sum(-1)
 
     def _by_tangents(self, state: _Start) -> _Seen:
         """Without images: from the lengths of the curves' tangents, with their derivatives."""
@@ -386,10 +374,11 @@ def _judged(state: _Start, metric: ModeMetric, least: np.ndarray, rtol: float) -
     """
     told = state.energy, state.left, state.length, state.missed, state.noise, metric.change
     energy, left, length, missed, noise, change = read(*told)
-    gains = _gains(state)
+    gains = state.promised()
     share = (gains[:, 0] / gains.sum(1)).nan_to_num(0.0)
-    beyond = _further(gains + 2 * metric.energies(state.x))
-    smooth, further, lowest = read(state.smooth, beyond, share)
+    # Each mode of the curve has lowered the energy by its own, as good as.
+    worth = gains + 2 * metric.energies(state.x)
+    smooth, further, lowest = read(state.smooth, beyond(worth[:, -_FINEST:]) / 2, share)
     with np.errstate(all="ignore"):
         per_energy = length / (2 * energy)
         left = left * per_energy
@@ -404,21 +393,3 @@ def _judged(state: _Start, metric: ModeMetric, least: np.ndarray, rtol: float) -
         nearly = sound & ~good & near
         resolved = missed + noise <= allowed
     return _Verdict(error, good, nearly, resolved)
-
-
-def _gains(state: _Start) -> Tensor:  # -> (p, k)
-    """Twice what the step that was promised gains by each mode."""
-    step = (state.trial - state.x) / state.stride[:, None, None]
-    return (state.gradient * step).abs().sum(2)
-
-
-def _further(gains: Tensor) -> Tensor:  # (p, k) -> (p,)
-    """By how much modes beyond those that are seen would lower the energy, extrapolated.
-
-    Args:
-        gains: Twice what those that are seen have gained or gain.
-    """
-    half = _FINEST // 2
-    coarse, fine = gains[:, -_FINEST:-half].sum(1), gains[:, -half:].sum(1)
-    ratio = (fine / coarse).nan_to_num(0.0).clamp(max=_SLOWEST)
-    return _DOUBT * fine * ratio / (1 - ratio) / 2

@@ -63,7 +63,7 @@ LAYERS = {
         solvers.methods.newton_saddles solvers.methods.newton_sweep
         solvers.methods.quasi_newton solvers.methods.shooting solvers.methods.spectral
         solvers.methods.spline solvers.mode_descent solvers.mode_hessian
-        solvers.mode_metric solvers.model
+        solvers.mode_looks solvers.mode_metric solvers.model
         solvers.morse solvers.near solvers.nearest
         solvers.neighborhoods solvers.neighbors solvers.outcome solvers.pairs solvers.path
         solvers.path_metric solvers.polynomials solvers.products solvers.progress

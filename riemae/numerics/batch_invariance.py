@@ -96,7 +96,7 @@ def apply_constant(values: Values, arguments: tuple[Any, ...], x: Tensor) -> Ten
     """
     *batch, _, width = x.shape
     matrix = constant(_whole, (values, arguments), x)
-    count = _height(values, arguments)
+    count = len(_kept(values, arguments))
     spare = -width % _FEWEST
     if len(batch) != 1:
         x = x.flatten(0, -3) if batch else x[None]
@@ -112,10 +112,10 @@ def apply_constant(values: Values, arguments: tuple[Any, ...], x: Tensor) -> Ten
 
 def _whole(values: Values, arguments: tuple[Any, ...]) -> np.ndarray:
     """With rows of zeros, up to a multiple of 8."""
-    matrix = values(*arguments)
+    matrix = _kept(values, arguments)
     return np.pad(matrix, ((0, -len(matrix) % _FEWEST), (0, 0)))
 
 
 @lru_cache(maxsize=256)
-def _height(values: Values, arguments: tuple[Any, ...]) -> int:
-    return len(values(*arguments))
+def _kept(values: Values, arguments: tuple[Any, ...]) -> np.ndarray:
+    return values(*arguments)

@@ -343,6 +343,16 @@ class TestPieces:
         assert product(x[0]).shape == (31, 3)
         assert product(x[:0]).shape == (0, 31, 3)
 
+    @pytest.mark.parametrize("dtype", [F64, F32])
+    @pytest.mark.parametrize(("i", "j", "m"), [(16, 10, 8), (7, 12, 16), (24, 5, 9)])
+    def test_products_of_other_shapes(self, dtype, i, j, m):
+        matrix, x = draw(14, i, j).to(dtype), draw(15, 2, 3, m, j).to(dtype).mT
+        product = partial(apply_constant, _numbers, (14, i, j))
+        y = product(x)
+        assert torch.allclose(y, matrix @ x, rtol=1e-12 if dtype == F64 else 1e-4, atol=1e-6)
+        assert torch.equal(product(x[1, 2]), y[1, 2])
+        assert torch.equal(product(x[1:, :1]), y[1:, :1])
+
     def test_alignment_appends_zeros(self):
         x = draw(16, 3, 37)
         y = aligned(x, -1, 3)
