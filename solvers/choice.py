@@ -32,9 +32,9 @@ GRADIENTS_FROM = WIDE
 _WHOLE_UP_TO = 64
 # And from so many on. In fewer, where tangents are cheap and decoders of several classes fold,
 # segments are as fast. Below GRADIENTS_FROM also down to this tolerance only: the last digits are
-# left to Newton, which knows the Morse index. At 1e-4, of Newton's time, whole curves take 0.7 for
-# one pair of digits in 8 dimensions, 1.1 for 32, where small operations are what costs, and 0.7 for
-# 1,000; with transposed convolutions 0.32 for one, and 0.23 for 16.
+# left to Newton, which knows the Morse index. At 1e-4, of Newton's time, whole curves take 0.69 for
+# one pair of digits in 8 dimensions, 1.03 for 32, where small operations are what costs, and 0.66
+# for 1,000; with transposed convolutions 0.32 for one, and 0.23 for 16.
 WHOLE_FROM, WHOLE_DOWN_TO = 3, 3e-5
 # The same where rounding, in the decoder or outside, hides more than the second number: in
 # float32, at 1e-4, 4 of 784 whole curves on maps onto flat spaces were off by up to 1.9 times that.
