@@ -14,7 +14,7 @@ from riemae.solvers.hooks import precision_of
 from riemae.solvers.mode_hessian import ModeHessian
 from riemae.solvers.mode_looks import ModeSearch, energy_and_length, energy_rounding, looked_at
 from riemae.solvers.polynomials import force_and_fine, mode_energies, modes_of, velocities
-from riemae.solvers.secants import Search, boldest, remaining
+from riemae.solvers.secants import Search, boldest, descent, remaining
 from riemae.solvers.space import Space
 from riemae.solvers.state import placed, read
 
@@ -254,6 +254,19 @@ class Level:
             known = min(secants, int(since.max()) + 1)
             part = self._stepped(part, ends, inverse, known)
 
+    def shortening(
+        self, state: ModeState, first: Callable[[Tensor], Tensor]
+    ) -> Tensor:  # -> (p,)
+        """By how much lengths may still fall, relatively, from one more look at the present curves.
+
+        Half of ``gᵀHg`` with the gradient ``g`` of the length, which an uneven speed does not
+        matter to. Across the curve its Hessian is that of the energy, divided by ``2 L``.
+        """
+        there = state.replaced(trial=state.x)
+        gradient, _ = looked_at(self.space, there, self.count, _length_force, self.ends)
+        known = state.moves[:, : self.secants], state.changes[:, : self.secants]
+        return -(gradient * descent(gradient, *known, first)).sum((1, 2))
+
     def _renew(
         self, state: ModeState, first: ModeHessian, rows: np.ndarray, anew: np.ndarray
     ) -> None:
@@ -323,3 +336,12 @@ class Level:
         energy, length = energy_and_length(v)
         force, fine = force_and_fine(v)
         return force, torch.stack([energy, length, fine], 1)
+
+
+def _length_force(x: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p, q, D), (p,)
+    """The length's gradient in the images, and the length."""
+    v = velocities(x)
+    speed = torch.linalg.vector_norm(v, dim=2, keepdim=True)
+    tiny = torch.finfo(v.dtype).tiny
+    force, _ = force_and_fine(v / speed.clamp(min=tiny))
+    return force / 2, speed.mean((1, 2))

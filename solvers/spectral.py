@@ -78,10 +78,14 @@ _HARMLESS = 0.5
 _FALLEN, _SETTLED = 0.4, 0.005
 # Where they have fallen by this factor, what steps promise is the energy that is left, of which
 # lengths do not see what makes the speed even: on spheres, Grassmannians, rotations and
-# distributions, lengths were off by 0.7 to 1.7 times the rest. No less than this share is counted.
+# distributions, lengths were off by 0.7 to 1.7 times the rest. Where that is less than this share,
+# it is lost in what steps do not know of the energy, and the gradient of the length is looked at.
 _CLEAR, _SEEN_BY_LENGTHS = 0.03, 0.3
+# An even speed costs no more than steps promise. Where the speed is less even than so many times
+# that, modes that no level has would make it even, and as good as that share of it they shorten.
+_EVEN, _SHORTENED = 1.5, 0.5
 # In the geometric mean that is the error, the weight of the worst that may be left, there and else.
-_FEARED_IF_CLEAR, _FEARED = 1 / 4, 1 / 3
+_FEARED_IF_CLEAR, _FEARED = 0.15, 0.25
 # Where the metric at a few places fits, a curve takes some three steps and half as many again per
 # digit. More of them say that it does not, and that most of what is left may lie where no secant
 # has been: that counts by the cube of their number.
@@ -313,14 +317,27 @@ class _Trial:
             level: This level.
             known: Modes of the level before; 0 on the first.
         """
-        worst, error, length, on = self._judged(level, known)
+        found = self._judged(level, known)
         # rtol is a share of the distance, which is shorter.
         margin = next(times for least, times in _MARGINS if self.rtol >= least)
-        good = margin * worst <= self.rtol / (1 + self.rtol) * length
+        good = margin * found.worst <= self.rtol / (1 + self.rtol) * found.length
         rows = good.nonzero()[0]
         if len(rows):
-            self._end(level, rows, error[rows])
-        self._keep((on & ~good).nonzero()[0])
+            self._end(level, rows, found.left[rows] * self._seen(level, found, rows) + found.rest[rows])
+        self._keep((found.on & ~good).nonzero()[0])
+
+    def _seen(self, level: Level, found: _Verdict, rows: np.ndarray) -> np.ndarray:  # (r,) -> (r,)
+        """Of what is left of the curves at ``rows``, the share that lengths see."""
+        share = found.seen[rows]
+        (hidden,) = (share < _SEEN_BY_LENGTHS).nonzero()
+        if len(hidden):
+            there = placed(rows[hidden], self.ends)
+            part = self.state.select(there)
+            inverse = self.first.of(there)
+            level = replace(level, ends=self.ends[there], secants=self.secants)
+            (told,) = read(level.shortening(part, inverse))
+            share[hidden] = np.clip(told / found.promised[rows[hidden]], 0.0, 1.0)
+        return share
 
     def _end(self, level: Level, rows: np.ndarray, error: np.ndarray) -> None:  # (r,), (r,)
         state = self.state
@@ -371,13 +388,7 @@ class _Trial:
             curves = spline_of(part.z0, part.z1, part.x, self.start.segments)
             self.starts.append((self.rows[rows], curves))
 
-    def _judged(
-        self, level: Level, known: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """What lengths may be off by at worst, and usually, NaN on the first level; the lengths.
-
-        And bool: where to go on makes sense.
-        """
+    def _judged(self, level: Level, known: int) -> _Verdict:
         state, least, rtol = self.state, self.least, self.rtol
         told = (
             state.length,
@@ -408,21 +419,47 @@ class _Trial:
             sound = (regular > 0) & (length > 0) & np.isfinite(left) & within
             if not known:
                 unknown = np.full(len(length), np.nan)
-                return unknown, unknown, length, sound & (change <= _UNSTEADY)
+                on = sound & (change <= _UNSTEADY)
+                return _Verdict(length, *[unknown] * 5, on)
             steep = ~(length <= STEEP * least) & self.second_order & (renewed == 0)
             sure = sound & (convex > 0) & ~steep & self.resolved
             most = np.where(sure, left * length, np.nan)
             # Steps that gain digits leave less than their gains so far make one fear.
-            promised, feared = -slope / (4 * energy), np.full(len(length), _FEARED)
-            if not self.first.one_place:
-                uneven = (1 - length**2 / energy) / 2
-                seen = np.maximum(promised - uneven, _SEEN_BY_LENGTHS * promised)
-                promised = np.where(self.clear, seen, promised)
-                feared = np.where(self.clear, _FEARED_IF_CLEAR, _FEARED)
+            promised = -slope / (4 * energy)
             hopes = self.patience.least * hoped(promised) * length
+            clear = self.clear & (not self.first.one_place)
+            feared = np.where(clear, _FEARED_IF_CLEAR, _FEARED)
             usual = most**feared * np.minimum(most, hopes) ** (1 - feared)
-            rest = self.unseen + noise
-        return most + rest, usual + rest, length, sound & self.smooth
+            uneven = (1 - length**2 / energy) / 2
+            seen = 1 - uneven / promised
+            # Where images may have further modes, half of what is hidden is counted.
+            seen = np.where(clear | (seen < _SEEN_BY_LENGTHS), seen, (1 + seen) / 2)
+            finer = _SHORTENED * np.maximum(uneven - _EVEN * promised, 0.0)
+            rest = self.unseen + finer * length + noise
+        return _Verdict(length, most + rest, usual, seen, promised, rest, sound & self.smooth)
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What is known of curves; arrays ``(p,)``, NaN on the first level but for two.
+
+    Attributes:
+        length: Their lengths.
+        worst: What these may be off by at worst.
+        left: What steps would gain, usually.
+        seen: The share of it that lengths see, or less than 0.3 where that is not told by it.
+        promised: What the next step promises, relatively.
+        rest: What is added to it: what no level has seen, and rounding.
+        on: bool: to go on makes sense.
+    """
+
+    length: np.ndarray
+    worst: np.ndarray
+    left: np.ndarray
+    seen: np.ndarray
+    promised: np.ndarray
+    rest: np.ndarray
+    on: np.ndarray
 
 
 def _patience(rtol: float, one_place: bool) -> Patience:
