@@ -58,9 +58,12 @@ _SETTLING = 1.7
 # resolved curves it is 11 to 16, less in so many dimensions and more, however even the speed is,
 # which tells nothing of deviations across the curve. There is no such need where the wobble falls
 # by this many times and more: nodes that are right beyond h² leave lengths that are right beyond
-# h⁴.
+# h⁴. Where curves stray along themselves by more than across, but not by so much more that the
+# difference is one of two accidents, their lengths fall as the wobble does; half of that is
+# believed.
 _FROM_TWO, _MANY = 1.3, 4
 _FASTER = 3 * RATIO
+_TOLD, _ALONG = 0.5, (3.0, 30.0)
 # What a solver says to have left over is often the promise of a step that it has taken since. It is
 # not believed where it is larger than the difference of two levels by more than this factor.
 _PROMISED = 4.0
@@ -81,6 +84,7 @@ _NUMBERS = (
     "mean",
     "fastest",
     "unevenness",
+    "alone",
 )
 
 
@@ -100,6 +104,7 @@ class Measure:
         mean: Mean speed, by quadrature.
         fastest: Largest speed.
         unevenness: Largest relative deviation of the speed from its mean; 0 for a geodesic.
+        alone: bool: in one dimension, curves that do not turn back: no other path joins their ends.
     """
 
     curve: Curve
@@ -113,6 +118,7 @@ class Measure:
     mean: np.ndarray
     fastest: np.ndarray
     unevenness: np.ndarray
+    alone: np.ndarray
 
     @classmethod
     def of(cls, space: Space, curve: Curve) -> Measure:
@@ -159,6 +165,7 @@ class Measure:
             mean=mean,
             fastest=fastest,
             unevenness=unevenness,
+            alone=_alone(curve),
         )
 
     @property
@@ -183,6 +190,20 @@ class Measure:
         for name, column in columns.items():
             column[rows] = getattr(other, name)
         return replace(self, curve=Curve(nodes, slopes), speed=speed, **columns)
+
+
+def _alone(curve: Curve) -> np.ndarray:  # (p,) -> (p,)
+    if curve.nodes.shape[2] > 1 or not len(curve.nodes):
+        return np.zeros(len(curve.nodes), dtype=bool)
+    towards = (curve.nodes[:, -1:] - curve.nodes[:, :1]).sign()
+    rises = towards * curve.nodes.diff(dim=1)
+    slopes = towards * curve.slopes / curve.segments
+    a, b = slopes[:, :-1], slopes[:, 1:]
+    # Where a cubic is monotone (Fritsch and Carlson, SIAM J. Numer. Anal. 17, 1980).
+    ellipse = a.square() + a * b + b.square() - 6 * rises * (a + b) + 9 * rises.square()
+    onward = (rises >= 0) & (a >= 0) & (b >= 0) & ((a + b <= 3 * rises) | (ellipse <= 0))
+    (alone,) = read(onward.flatten(1).all(1))
+    return alone
 
 
 def uneven(fastest: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -301,7 +322,12 @@ class Evidence:
         return (two & (wobble > _UNRESOLVED)) | (shown > _RATIO_MAX)
 
     def error(
-        self, rows: np.ndarray, wobble: np.ndarray, ratio: float, dimension: int
+        self,
+        rows: np.ndarray,
+        wobble: np.ndarray,
+        ratio: float,
+        dimension: int,
+        alone: np.ndarray | bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Absolute error of the last lengths, and what it may be at worst; NaN at the first level.
 
@@ -313,8 +339,10 @@ class Evidence:
             wobble: Theirs at the last level.
             ratio: By which the solver's error falls per level, until three levels show another.
             dimension: Of the space.
+            alone: bool: no other paths join their ends, and only quadrature may be off.
         """
         oldest, previous, now = self.lengths[:, rows]
+        wobble = np.where(alone, 0.0, wobble)
         change = np.abs(previous - now)
         shown = np.abs((oldest - previous) / (previous - now))
         careful, hopeful = _divisors(shown, ratio)
@@ -322,13 +350,15 @@ class Evidence:
         # difference.
         longer = now - previous
         between = np.maximum(change / hopeful, longer)
+        faster = self._faster(rows, wobble, ratio)
+        careful, hopeful = np.fmax(careful, faster), np.fmax(hopeful, faster)
         limit, doubt = self.extrapolation(rows)
-        gap = np.abs(now - limit)
+        gap = np.where(alone, 0.0, np.abs(now - limit))
         # A gap that the extrapolation's own error cannot explain is the curve's.
         unexplained = np.where(gap > doubt, gap + doubt, 0.0)
         stray = np.fmin(wobble * now, gap + doubt)
         worst = np.maximum(np.maximum(between, unexplained), stray)
-        reported = np.maximum(between, unexplained)
+        reported = np.maximum(np.maximum(change / hopeful, longer), unexplained)
         unresolved = np.minimum(wobble / _UNRESOLVED, 1.0)
         settling = shown > RATIO  # False for NaN
         least = np.where(settling, _SETTLING, _WIDER)
@@ -342,6 +372,23 @@ class Evidence:
         if dimension >= _MANY:
             wide = np.fmax(wide, self._from_two(rows, wobble, careful))
         return _MARGIN * np.maximum(reported, wide), worst
+
+    def _faster(self, rows: np.ndarray, wobble: np.ndarray, ratio: float) -> np.ndarray:
+        """What differences of two levels whose wobble falls fast are to be divided by; or NaN.
+
+        Args:
+            rows: The pairs.
+            wobble: Theirs at the last level.
+            ratio: By which the solver's error falls per level.
+        """
+        oldest, previous, now = self.lengths[:, rows]
+        before = self.wobbles[0, rows]
+        along = before * now / np.abs(previous - now)
+        least, most = _ALONG
+        credible = (wobble <= _UNRESOLVED) & (least <= along) & (along <= most)
+        fallen = before / wobble
+        told = np.isnan(oldest) & (fallen > _FASTER) & credible
+        return np.where(told, np.clip(_TOLD * fallen, ratio, _RATIO_MAX) - 1, np.nan)
 
     def _from_two(self, rows: np.ndarray, wobble: np.ndarray, divisor: np.ndarray) -> np.ndarray:
         """The least error of pairs with two levels that fall by h⁴ or so; NaN for others.
