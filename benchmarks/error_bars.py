@@ -57,6 +57,8 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 Row = dict[str, Any]
 # Allowance for the rounding of the length, of the truth, and of the data of the truth.
 SLACK = {torch.float64: 1e-12, torch.float32: 1e-7}
+# Neither errors nor what is claimed of them count less than this share of the length: rounding.
+FLOOR = {torch.float64: 1e-12, torch.float32: 1e-6}
 _FIRST = 10  # pairs whose time predicts that of the others
 _FEWEST = 2  # the same, where the first ones take too long
 _OVERRUN = 3.0  # a block that takes this many times its limit is ended
@@ -136,8 +138,9 @@ class Tally:
         fields = ("length", "error", "truth", "status")
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
-    def counts(self, rtol: float, slack: float) -> Row:
+    def counts(self, rtol: float, dtype: torch.dtype) -> Row:
         """The counts for the tables, over all pairs whose true distance is known."""
+        slack = SLACK[dtype]
         known = self.truth.isfinite()
         length, error, truth, status = (
             x[known] for x in (self.length, self.error, self.truth, self.status)
@@ -148,6 +151,9 @@ class Tally:
         claims = error.isfinite() & length.isfinite()
         within = claims & (off <= error)
         tenfold = claims & (off <= 10 * error)
+        floor = FLOOR[dtype] * truth
+        real, claimed = torch.maximum(off, floor), torch.maximum(error, floor)
+        close = tenfold & (claimed <= 10 * real)
         worst = (off / (rtol * truth))[converged & (truth > 0)]
         shares = torch.where(off > 0, off / error, 0.0)[converged]
         others = Counter(Status(code).name.lower() for code in status[~converged].tolist())
@@ -160,6 +166,7 @@ class Tally:
             "worst": float(worst.max()) if len(worst) else 0.0,
             "covered": int((within & converged).sum()),
             "covered_10": int((tenfold & converged).sum()),
+            "close": int((close & converged).sum()),
             "claims": int((claims & ~converged).sum()),
             "claims_covered": int((within & ~converged).sum()),
             "median": float(shares.median()) if len(shares) else 0.0,
@@ -240,7 +247,7 @@ def measure(
         spent = processor_time() - began
         # How many pairs fit into the remaining time, if they take as long as those before.
         size = min(total - done, int((plan.limit - spent) / spent * done))
-    counts = Tally.cat(parts).counts(rtol, SLACK[dtype]) if parts else {"pairs": 0}
+    counts = Tally.cat(parts).counts(rtol, dtype) if parts else {"pairs": 0}
     return {
         "space": case.name,
         "group": case.group,
@@ -295,6 +302,7 @@ def total(rows: list[Row]) -> Row:
         "beyond_3",
         "covered",
         "covered_10",
+        "close",
         "claims",
         "claims_covered",
     )
@@ -338,6 +346,7 @@ def _summary(rows: list[Row], *keys: str) -> list[str]:
     )
     headings += (
         "10 × `error` covers",
+        "within a factor of 10",
         "median of off/`error`",
         "others: `error` covers",
         "other statuses",
@@ -352,6 +361,7 @@ def _summary(rows: list[Row], *keys: str) -> list[str]:
         shares = (
             share(t["covered"], t["converged"]),
             share(t["covered_10"], t["converged"]),
+            share(t["close"], t["converged"]),
             f"{t['median']:.2g}",
         )
         rest = (
@@ -412,7 +422,9 @@ def tables(rows: list[Row]) -> list[str]:
         "is limited, so that hard spaces have fewer pairs. *Beyond*: CONVERGED, and further from "
         "the truth than rtol allows. For rounding, "
         f"{SLACK[torch.float64]:g} of the length is allowed in addition, and "
-        f"{SLACK[torch.float32]:g} in float32.",
+        f"{SLACK[torch.float32]:g} in float32. *Within a factor of 10*: neither is more than ten "
+        f"times the other, of which none counts less than {FLOOR[torch.float64]:g} of the length, "
+        f"{FLOOR[torch.float32]:g} in float32.",
         "",
     ]
     own = [row for row in rows if row["solver"] == "default"]

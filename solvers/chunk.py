@@ -309,9 +309,6 @@ class _Chunk:
             )
             claims = claims.raised(doubted, ahead)
             statuses = verdict(level, claims.worst, self.rtol)
-        alone = (measure.alone & (statuses == Status.CONVERGED)).nonzero()[0]
-        if len(alone) and not spent(self.space):
-            claims = claims.lowered(alone, self.best.missed(rows[alone], measure, alone))
         if spent(self.space):
             cut_short = (statuses == RUNNING) | ((status == RUNNING) & ~level.spent)
             statuses[cut_short] = Status.BUDGET

@@ -50,7 +50,7 @@ def in_doubt(
     wobble = level.measure.wobble
     uneven = wobble * level.length > _UNEXPLAINED * claims.error
     close = claims.worst > _CLOSE * rtol * level.length
-    accepted = (statuses == Status.CONVERGED) & ~level.measure.alone
+    accepted = statuses == Status.CONVERGED
     return accepted & (uneven | close) & evidence.thin(level.rows, wobble)
 
 

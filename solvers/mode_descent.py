@@ -254,9 +254,7 @@ class Level:
             known = min(secants, int(since.max()) + 1)
             part = self._stepped(part, ends, inverse, known)
 
-    def shortening(
-        self, state: ModeState, first: Callable[[Tensor], Tensor]
-    ) -> Tensor:  # -> (p,)
+    def shortening(self, state: ModeState, first: Callable[[Tensor], Tensor]) -> Tensor:  # -> (p,)
         """By how much lengths may still fall, relatively, from one more look at the present curves.
 
         Half of ``gᵀHg`` with the gradient ``g`` of the length, which an uneven speed does not

@@ -19,8 +19,6 @@ _WOBBLE = 3e-2
 # A curve may be longer than what a coarser level has measured by this share of what is allowed
 # before that is measured again. The reported error is no smaller than the difference.
 _LONGER = 0.05
-# What segments half as long tell that quadrature has missed, so many times.
-_QUADRATURE = 1.5
 
 
 class Best:
@@ -64,19 +62,6 @@ class Best:
         self.level[rows[better]] = len(self.shelf)
         self.shelf.append(measure.curve)
         return self.length[rows]
-
-    def missed(self, rows: np.ndarray, measure: Measure, among: np.ndarray) -> np.ndarray:
-        """What quadrature misses of the shortest curves of the pairs at ``rows``.
-
-        Args:
-            rows: The pairs.
-            measure: The last level.
-            among: Which of its curves are theirs.
-        """
-        closer = self.curve(rows).resample(2 * measure.curve.segments)
-        length = Measure.of(self.space, closer).length
-        missed: np.ndarray = _QUADRATURE * np.abs(length - self.length[rows])
-        return missed + measure.grain[among]
 
     def curves(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Curve]]:
         """The shortest curves of the pairs at ``rows``, in groups of pairs."""

@@ -82,7 +82,8 @@ _FALLEN, _SETTLED = 0.4, 0.005
 # it is lost in what steps do not know of the energy, and the gradient of the length is looked at.
 _CLEAR, _SEEN_BY_LENGTHS = 0.03, 0.3
 # An even speed costs no more than steps promise. Where the speed is less even than so many times
-# that, modes that no level has would make it even, and as good as that share of it they shorten.
+# that, steps promise too little, or modes that no level has would make it even, and as good as this
+# share of it they shorten.
 _EVEN, _SHORTENED = 1.5, 0.5
 # In the geometric mean that is the error, the weight of the worst that may be left, there and else.
 _FEARED_IF_CLEAR, _FEARED = 0.15, 0.25
@@ -323,21 +324,25 @@ class _Trial:
         good = margin * found.worst <= self.rtol / (1 + self.rtol) * found.length
         rows = good.nonzero()[0]
         if len(rows):
-            self._end(level, rows, found.left[rows] * self._seen(level, found, rows) + found.rest[rows])
+            seen = self._seen(level, found, rows)
+            self._end(level, rows, found.left[rows] * seen + found.rest[rows])
         self._keep((found.on & ~good).nonzero()[0])
 
     def _seen(self, level: Level, found: _Verdict, rows: np.ndarray) -> np.ndarray:  # (r,) -> (r,)
         """Of what is left of the curves at ``rows``, the share that lengths see."""
         share = found.seen[rows]
-        (hidden,) = (share < _SEEN_BY_LENGTHS).nonzero()
+        matters = found.left[rows] > found.rest[rows]
+        (hidden,) = (matters & (share < _SEEN_BY_LENGTHS)).nonzero()
         if len(hidden):
-            there = placed(rows[hidden], self.ends)
-            part = self.state.select(there)
-            inverse = self.first.of(there)
+            those = rows[hidden]
+            there = placed(those, self.ends)
             level = replace(level, ends=self.ends[there], secants=self.secants)
-            (told,) = read(level.shortening(part, inverse))
-            share[hidden] = np.clip(told / found.promised[rows[hidden]], 0.0, 1.0)
-        return share
+            shortening = level.shortening(self.state.select(there), self.first.of(there))
+            (told,) = read(shortening)
+            part = told / found.promised[those]
+            # All of it where that says nothing.
+            share[hidden] = np.where(part >= 0, np.minimum(part, 1.0), 1.0)
+        return np.clip(share, 0.0, 1.0)
 
     def _end(self, level: Level, rows: np.ndarray, error: np.ndarray) -> None:  # (r,), (r,)
         state = self.state
@@ -420,20 +425,22 @@ class _Trial:
             if not known:
                 unknown = np.full(len(length), np.nan)
                 on = sound & (change <= _UNSTEADY)
-                return _Verdict(length, *[unknown] * 5, on)
+                return _Verdict(length, unknown, unknown, unknown, unknown, unknown, on)
             steep = ~(length <= STEEP * least) & self.second_order & (renewed == 0)
             sure = sound & (convex > 0) & ~steep & self.resolved
+            promised = -slope / (4 * energy)
+            uneven = (1 - length**2 / energy) / 2
+            left = left * np.fmax(uneven / (_EVEN * promised), 1.0)
             most = np.where(sure, left * length, np.nan)
             # Steps that gain digits leave less than their gains so far make one fear.
-            promised = -slope / (4 * energy)
             hopes = self.patience.least * hoped(promised) * length
             clear = self.clear & (not self.first.one_place)
             feared = np.where(clear, _FEARED_IF_CLEAR, _FEARED)
             usual = most**feared * np.minimum(most, hopes) ** (1 - feared)
-            uneven = (1 - length**2 / energy) / 2
             seen = 1 - uneven / promised
             # Where images may have further modes, half of what is hidden is counted.
             seen = np.where(clear | (seen < _SEEN_BY_LENGTHS), seen, (1 + seen) / 2)
+            seen = np.where(promised > 0, seen, 1.0)
             finer = _SHORTENED * np.maximum(uneven - _EVEN * promised, 0.0)
             rest = self.unseen + finer * length + noise
         return _Verdict(length, most + rest, usual, seen, promised, rest, sound & self.smooth)

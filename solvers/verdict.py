@@ -43,7 +43,7 @@ class Level:
     @property
     def rest(self) -> np.ndarray:
         """``(q,)``, the length that the solver has left over, absolute; 0 where it is unknown."""
-        known = self.ended & (self.left > 0) & ~self.measure.alone
+        known = self.ended & (self.left > 0)
         return np.where(known, self.left * self.length, 0.0)
 
 
@@ -85,9 +85,7 @@ class Claims:
         claims = []
         measure = level.measure
         dimension = measure.curve.nodes.shape[-1]
-        for claim in evidence.error(
-            level.rows, measure.wobble, ratio, dimension, measure.alone
-        ):
+        for claim in evidence.error(level.rows, measure.wobble, ratio, dimension):
             found = np.maximum(claim + rest, floor)
             # NaN stays where it was.
             least = np.maximum(beyond, grain)
@@ -98,12 +96,6 @@ class Claims:
         bounded = np.maximum(beyond, error) + level.measure.blur
         error = np.where(flat | (beyond <= error), bounded, error)
         return cls(error, worst, beyond)
-
-    def lowered(self, rows: np.ndarray, known: np.ndarray) -> Claims:
-        """The claims, at ``rows`` at most what is known of them; what decides stays."""
-        error = self.error.copy()
-        error[rows] = np.fmin(error[rows], known)
-        return replace(self, error=error)
 
     def raised(self, rows: np.ndarray, ahead: np.ndarray) -> Claims:
         """The claims, at ``rows`` at least what has been foreseen, NaN where nothing has."""

@@ -459,7 +459,7 @@ class TestErrorBars:
 
     def counts(self, length, error, status, truth=None, rtol=0.01):
         truth = truth or [1.0] * len(length)
-        return self.tally(length, error, truth, torch.tensor(status)).counts(rtol, 1e-12)
+        return self.tally(length, error, truth, torch.tensor(status)).counts(rtol, torch.float64)
 
     def test_a_pair_counts_where_it_belongs(self):
         # Within rtol and covered; within and not covered; beyond; beyond three times; not
@@ -474,7 +474,7 @@ class TestErrorBars:
             1,
         )
         assert counts["worst"] == pytest.approx(5)
-        assert (counts["covered"], counts["covered_10"]) == (1, 3)
+        assert (counts["covered"], counts["covered_10"], counts["close"]) == (1, 3, 3)
         assert (counts["claims"], counts["claims_covered"]) == (1, 1)
         assert counts["others"] == {"resolution": 1}
         assert counts["median"] == pytest.approx(2)

@@ -4,6 +4,7 @@ import numpy
 import pytest
 import spaces
 import torch
+from closed_forms import CLOSED_FORMS
 from flat_spaces import FLAT_ONTO, anisotropic, chain, flow, known, sine, stack
 from torch import nn
 
@@ -343,6 +344,36 @@ class TestBeforeNewton:
         off = (r.length - d).abs()
         assert bool((off <= rtol * d).all())
         assert bool((off <= 2 * r.error + 1e-12 * d).all())
+
+    @pytest.mark.parametrize("rtol", [1e-2, 1e-3, 1e-4, 1e-5])
+    def test_errors_are_within_a_factor_of_ten(self, rtol):
+        claimed, real = [], []
+        for case in [*spaces.CATALOGUE, *CLOSED_FORMS]:
+            z0, z1, d = case.draw(12, seed=5)
+            r = solvers.geodesic(case.space(), z0, z1, rtol=rtol, solver=Newton(whole=True))
+            if z0.shape[-1] > 1:
+                claimed.append(r.error / d)
+                real.append((r.length - d).abs() / d)
+        ratio = torch.cat(claimed).clamp(min=1e-12) / torch.cat(real).clamp(min=1e-12)
+        assert float((ratio >= 0.1).double().mean()) >= 0.995
+        assert float((ratio <= 10).double().mean()) >= 0.95
+
+    def test_an_uneven_speed_is_no_error_of_the_length(self):
+        # Straight lines of the chart are nearly geodesics, along which the speed varies.
+        (case,) = (case for case in CLOSED_FORMS if case.name == "rotations")
+        z0, z1, d = case.draw(20, seed=5)
+        r = solvers.geodesic(case.space(), z0, z1, rtol=1e-2, solver=Newton(whole=True))
+        off = (r.length - d).abs().clamp(min=1e-12)
+        assert bool((off <= r.error).all())
+        assert float((r.error / off).median()) <= 5
+
+    def test_a_speed_that_is_less_even_than_steps_promise(self):
+        # Nearly to the antipode: steps promise 15 times less than the speed says must be left.
+        (case,) = (case for case in spaces.CATALOGUE if case.name == "sphere")
+        z0, z1, d = (x[24:25] for x in case.draw(40))
+        r = solvers.geodesic(case.space(), z0, z1, rtol=1e-3, solver=Newton(whole=True))
+        assert float(r.length) <= (1 + 1e-3) * float(d)
+        assert float(r.length - d) <= float(r.error)
 
     @pytest.mark.parametrize("known", FLAT_ONTO[::3], ids=lambda known: known.name)
     @pytest.mark.parametrize("rtol", [1e-2, 1e-3])
