@@ -116,11 +116,6 @@ class ModeState(ModeSearch):
         wide = super().extended(modes)
         return wide.replaced(before=self.length, fine_before=self.fine)
 
-    def take(self, rows: Tensor, part: ModeState) -> None:
-        """Write what steps have changed back to the curves at ``rows``."""
-        for name in _MOVING:
-            getattr(self, name)[rows] = getattr(part, name)
-
 
 # What a step changes.
 _MOVING = (
@@ -233,7 +228,7 @@ class Level:
                     state = part
                 else:
                     off = placed((~running).nonzero()[0], part.x)
-                    state.take(placed(rows[~running], state.x), part.select(off))
+                    state.update(placed(rows[~running], state.x), part.select(off), _MOVING)
                 if not len(on):
                     return state, secants
                 there = placed(on, part.x)
@@ -285,7 +280,7 @@ class Level:
         )
         inverse = first.of(placed(rows[anew], state.x))
         part, left = part.aimed(inverse, None, 0)
-        state.take(those, part.replaced(left=left / (2 * part.energy)))
+        state.update(those, part.replaced(left=left / (2 * part.energy)), _MOVING)
 
     def _goal(self, state: ModeState) -> Tensor:  # -> (p,)
         """What may be left to gain on this level, relatively."""

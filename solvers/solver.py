@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -186,10 +187,10 @@ class Columns:
             raise TypeError(f"{type(self).__name__} has no {set(columns) - set(self.__dict__)}")
         return other
 
-    def update(self: C, index: Tensor, other: C) -> None:
-        """Write ``other`` back to the curves at ``index``."""
-        for f in fields(self):
-            getattr(self, f.name)[index] = getattr(other, f.name)
+    def update(self: C, index: Tensor, other: C, names: Iterable[str] | None = None) -> None:
+        """Write ``other`` back to the curves at ``index``: all of it, or the columns named."""
+        for name in names or [f.name for f in fields(self)]:
+            getattr(self, name)[index] = getattr(other, name)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from riemae.solvers import (
 )
 from riemae.solvers.budget import limited
 from riemae.solvers.hooks import energy_and_gradient, pulled_of
+from riemae.solvers.mode_descent import Level, ModeState
 from riemae.solvers.mode_hessian import ModeHessian
 from riemae.solvers.mode_metric import probed
 from riemae.solvers.space import space_of
@@ -244,6 +245,30 @@ class TestHessian:
             torch.testing.assert_close(found.of()(g)[rows], expected, rtol=1e-8, atol=1e-10)
             others = numpy.setdiff1d(numpy.arange(300), rows)
             assert torch.equal(found.of()(g)[others], before.of()(g)[others])
+
+
+@pytest.mark.parametrize("along", [0.0, 1.0], ids=["across too", "along itself"])
+def test_by_how_much_a_length_may_fall(along):
+    M = Manifold(spaces.sphere)
+    space = space_of(M)
+    z0 = torch.tensor([[0.9, 0.8], [0.7, 0.2]], dtype=F64)
+    z1 = z0 + torch.tensor([[0.5, 0.3], [-0.2, 0.6]], dtype=F64)
+    geodesic = M.geodesic(z0, z1, rtol=1e-9)
+    start = geodesic.curve
+    first = ModeHessian(space, start.nodes, second_order=False)
+    first.extended(9)
+    ends = M.decode(start.nodes[:, :: start.segments])
+    known = ModeState.about(start, 9, 0, first, ends)
+    falling = 5e-3 / torch.arange(1, 10, dtype=F64)[:, None] ** 2
+    strayed = known.x + (1 - along) * falling * draw(2, 9, 2)
+    # The same path at another speed.
+    t = torch.linspace(0, 1, 65, dtype=F64)
+    warped = Curve.from_nodes(start(t + 0.02 * along * (torch.pi * t).sin()))
+    x = strayed + polynomials.modes_of(warped, 9) - known.x
+    level = Level(space=space, ends=ends, degree=10, count=15, rtol=1e-3, max_gradients=9)
+    told = level.shortening(known.replaced(x=x), first.of())
+    real = M.length(polynomials.spline_of(z0, z1, x, 64)) / geodesic.length - 1
+    torch.testing.assert_close(told, real, rtol=0.1, atol=1e-8)
 
 
 def test_forces_on_images_are_pulled_back():
