@@ -153,7 +153,7 @@ class Tally:
         tenfold = claims & (off <= 10 * error)
         floor = FLOOR[dtype] * truth
         real, claimed = torch.maximum(off, floor), torch.maximum(error, floor)
-        close = tenfold & (claimed <= 10 * real)
+        close = claims & (real <= 10 * claimed) & (claimed <= 10 * real)
         worst = (off / (rtol * truth))[converged & (truth > 0)]
         shares = torch.where(off > 0, off / error, 0.0)[converged]
         others = Counter(Status(code).name.lower() for code in status[~converged].tolist())

@@ -252,8 +252,9 @@ class Level:
     def shortening(self, state: ModeState, first: Callable[[Tensor], Tensor]) -> Tensor:  # -> (p,)
         """By how much lengths may still fall, relatively, from one more look at the present curves.
 
-        Half of ``gᵀHg`` with the gradient ``g`` of the length, which an uneven speed does not
-        matter to. Across the curve its Hessian is that of the energy, divided by ``2 L``.
+        With the gradient ``g`` of the length, which an uneven speed does not matter to, and the
+        energy's inverse Hessian ``H``, that is ``gᵀHg``. Across the curve the length's inverse
+        Hessian is ``2 L H``; of its decrement half is left, and the share of ``L`` is told.
         """
         there = state.replaced(trial=state.x)
         gradient, _ = looked_at(self.space, there, self.count, _length_force, self.ends)
@@ -334,7 +335,7 @@ class Level:
 def _length_force(x: Tensor) -> tuple[Tensor, Tensor]:  # (p, q, D) -> (p, q, D), (p,)
     """The length's gradient in the images, and the length."""
     v = velocities(x)
+    _, length = energy_and_length(v)
     speed = torch.linalg.vector_norm(v, dim=2, keepdim=True)
-    tiny = torch.finfo(v.dtype).tiny
-    force, _ = force_and_fine(v / speed.clamp(min=tiny))
-    return force / 2, speed.mean((1, 2))
+    force, _ = force_and_fine(v / speed.clamp(min=torch.finfo(v.dtype).tiny))
+    return force / 2, length

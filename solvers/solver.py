@@ -189,7 +189,7 @@ class Columns:
 
     def update(self: C, index: Tensor, other: C, names: Iterable[str] | None = None) -> None:
         """Write ``other`` back to the curves at ``index``: all of it, or the columns named."""
-        for name in names or [f.name for f in fields(self)]:
+        for name in [f.name for f in fields(self)] if names is None else names:
             getattr(self, name)[index] = getattr(other, name)
 
 

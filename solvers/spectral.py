@@ -9,11 +9,14 @@ enough, and where curves are much longer than their bound, second derivatives at
 present curve then follow, in place of secants. How a level is descended:
 :mod:`riemae.solvers.mode_descent`.
 The next level has more modes and more points, to which the same curve is taken. One gradient there
-says all that is still unknown of it:
+says nearly all that is still unknown of it:
 
 - the Newton decrement, which counts the modes that were missing as well as the steps that were;
 - how far the length was off by quadrature, which is the difference of its values on both levels;
 - whether the highest modes of the images have fallen, without which neither can be trusted.
+
+Of what is left in the energy, lengths do not see what makes the speed even. Where that is most of
+it, one more look, by the gradient of the length, tells the error of a curve that is good enough.
 
 Curves of which that is not good enough take further steps there, are judged again, and then go on,
 up to the highest degree. Those that do not get there, and those that show no spectral decay, are
@@ -30,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riemae.solvers.budget import lenient
 from riemae.solvers.curve import Curve
 from riemae.solvers.hooks import embedding_of, precision_of
 from riemae.solvers.mode_descent import STEEP, Level, ModeState, Patience
@@ -81,7 +85,7 @@ _FALLEN, _SETTLED = 0.4, 0.005
 # distributions, lengths were off by 0.7 to 1.7 times the rest. Where that is less than this share,
 # it is lost in what steps do not know of the energy, and the gradient of the length is looked at.
 _CLEAR, _SEEN_BY_LENGTHS = 0.03, 0.3
-# An even speed costs no more than steps promise. Where the speed is less even than so many times
+# To make the speed even gains no more than steps promise. Where it is less even than so many times
 # that, steps promise too little, or modes that no level has would make it even, and as good as this
 # share of it they shorten.
 _EVEN, _SHORTENED = 1.5, 0.5
@@ -324,27 +328,38 @@ class _Trial:
         good = margin * found.worst <= self.rtol / (1 + self.rtol) * found.length
         rows = good.nonzero()[0]
         if len(rows):
-            seen = self._seen(level, found, rows)
-            self._end(level, rows, found.left[rows] * seen + found.rest[rows])
+            seen, looks = self._seen(level, found, rows)
+            self._end(level, rows, found.left[rows] * seen + found.rest[rows], looks)
         self._keep((found.on & ~good).nonzero()[0])
 
-    def _seen(self, level: Level, found: _Verdict, rows: np.ndarray) -> np.ndarray:  # (r,) -> (r,)
-        """Of what is left of the curves at ``rows``, the share that lengths see."""
-        share = found.seen[rows]
-        matters = found.left[rows] > found.rest[rows]
-        (hidden,) = (matters & (share < _SEEN_BY_LENGTHS)).nonzero()
-        if len(hidden):
+    def _seen(
+        self, level: Level, found: _Verdict, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:  # (r,) -> (r,) twice
+        """Of what is left of the curves at ``rows``, the share that lengths see.
+
+        And how many looks were taken at each of them to tell.
+        """
+        seen = found.seen[rows]
+        hidden = (seen < _SEEN_BY_LENGTHS) & (found.left[rows] > found.rest[rows])
+        share = np.clip(seen, _SEEN_BY_LENGTHS, 1.0)
+        if hidden.any():
             those = rows[hidden]
             there = placed(those, self.ends)
-            level = replace(level, ends=self.ends[there], secants=self.secants)
-            shortening = level.shortening(self.state.select(there), self.first.of(there))
-            (told,) = read(shortening)
+            closer = replace(
+                level,
+                space=lenient(self.space),
+                ends=self.ends[there],
+                secants=self.secants,
+            )
+            (told,) = read(closer.shortening(self.state.select(there), self.first.of(there)))
             part = told / found.promised[those]
             # All of it where that says nothing.
             share[hidden] = np.where(part >= 0, np.minimum(part, 1.0), 1.0)
-        return np.clip(share, 0.0, 1.0)
+        return share, hidden.astype(np.int64)
 
-    def _end(self, level: Level, rows: np.ndarray, error: np.ndarray) -> None:  # (r,), (r,)
+    def _end(
+        self, level: Level, rows: np.ndarray, error: np.ndarray, looks: np.ndarray
+    ) -> None:  # (r,) each
         state = self.state
         if len(rows) < len(self.rows):
             state = state.select(placed(rows, state.x))
@@ -362,7 +377,7 @@ class _Trial:
             least=self.least[rows],
             noise=self._rounding(level, length, size),
             left=left,
-            steps=steps,
+            steps=steps + looks,
             # What is left of a curve whose second derivatives are not known says nothing of
             # saddles.
             index=np.where(renewed > 0, 0, -1),
@@ -430,7 +445,8 @@ class _Trial:
             sure = sound & (convex > 0) & ~steep & self.resolved
             promised = -slope / (4 * energy)
             uneven = (1 - length**2 / energy) / 2
-            left = left * np.fmax(uneven / (_EVEN * promised), 1.0)
+            surprise = np.where(promised > 0, uneven / (_EVEN * promised), 1.0)
+            left = left * np.maximum(surprise, 1.0)
             most = np.where(sure, left * length, np.nan)
             # Steps that gain digits leave less than their gains so far make one fear.
             hopes = self.patience.least * hoped(promised) * length
@@ -438,9 +454,9 @@ class _Trial:
             feared = np.where(clear, _FEARED_IF_CLEAR, _FEARED)
             usual = most**feared * np.minimum(most, hopes) ** (1 - feared)
             seen = 1 - uneven / promised
-            # Where images may have further modes, half of what is hidden is counted.
+            # Where images may have further modes, half of the other part is counted as well.
             seen = np.where(clear | (seen < _SEEN_BY_LENGTHS), seen, (1 + seen) / 2)
-            seen = np.where(promised > 0, seen, 1.0)
+            seen = np.where((promised > 0) & (not self.first.one_place), seen, 1.0)
             finer = _SHORTENED * np.maximum(uneven - _EVEN * promised, 0.0)
             rest = self.unseen + finer * length + noise
         return _Verdict(length, most + rest, usual, seen, promised, rest, sound & self.smooth)
@@ -452,11 +468,11 @@ class _Verdict:
 
     Attributes:
         length: Their lengths.
-        worst: What these may be off by at worst.
-        left: What steps would gain, usually.
-        seen: The share of it that lengths see, or less than 0.3 where that is not told by it.
-        promised: What the next step promises, relatively.
-        rest: What is added to it: what no level has seen, and rounding.
+        worst: What these may be off by at worst, absolute.
+        left: What steps would gain, usually, absolute.
+        seen: The share of it that lengths see. Of less than 0.3 the number says nothing.
+        promised: What the next step promises, as a share of the length.
+        rest: What is added to ``left``: what no level has seen, and rounding; absolute.
         on: bool: to go on makes sense.
     """
 

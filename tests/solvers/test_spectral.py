@@ -9,6 +9,7 @@ from flat_spaces import FLAT_ONTO, anisotropic, chain, flow, known, sine, stack
 from torch import nn
 
 from riemae import Manifold, solvers
+from riemae.numerics.offers import offers
 from riemae.solvers import (
     Curve,
     Newton,
@@ -20,7 +21,7 @@ from riemae.solvers import (
     state,
 )
 from riemae.solvers.budget import limited
-from riemae.solvers.hooks import energy_and_gradient, pulled_of
+from riemae.solvers.hooks import HasPulled, energy_and_gradient, pulled_of
 from riemae.solvers.mode_descent import Level, ModeState
 from riemae.solvers.mode_hessian import ModeHessian
 from riemae.solvers.mode_metric import probed
@@ -375,10 +376,13 @@ class TestBeforeNewton:
         claimed, real = [], []
         for case in [*spaces.CATALOGUE, *CLOSED_FORMS]:
             z0, z1, d = case.draw(12, seed=5)
-            r = solvers.geodesic(case.space(), z0, z1, rtol=rtol, solver=Newton(whole=True))
-            if z0.shape[-1] > 1:
-                claimed.append(r.error / d)
-                real.append((r.length - d).abs() / d)
+            space = case.space()
+            if z0.shape[-1] == 1 or not offers(space_of(space), HasPulled):
+                continue  # what is left to segments
+            r = solvers.geodesic(space, z0, z1, rtol=rtol, solver=Newton(whole=True))
+            claimed.append(r.error / d)
+            real.append((r.length - d).abs() / d)
+        assert len(claimed) >= 20
         ratio = torch.cat(claimed).clamp(min=1e-12) / torch.cat(real).clamp(min=1e-12)
         assert float((ratio >= 0.1).double().mean()) >= 0.995
         assert float((ratio <= 10).double().mean()) >= 0.95
@@ -391,6 +395,34 @@ class TestBeforeNewton:
         off = (r.length - d).abs().clamp(min=1e-12)
         assert bool((off <= r.error).all())
         assert float((r.error / off).median()) <= 5
+
+    def test_a_look_at_the_length_is_made_whatever_the_budget(self):
+        (case,) = (case for case in CLOSED_FORMS if case.name == "rotations")
+        z0, z1, d = case.draw(4, seed=5)
+        for row in range(4):
+            ends = z0[[row]], z1[[row]]
+            whole = Newton(whole=True)
+            found = [
+                solvers.geodesic(
+                    case.space(), *ends, rtol=1e-2, solver=whole, max_decodings=most, throw=False
+                )
+                for most in range(20, 100, 2)
+            ]
+            ended = [bool(r.converged) for r in found]
+            first = found[ended.index(True)]
+            assert all(ended[ended.index(True) :])
+            # A look takes 26 decodings, of which none has to be left.
+            assert all(float(r.error) == float(first.error) for r in found if bool(r.converged))
+
+    def test_same_bits_alone_where_speeds_are_uneven(self):
+        (case,) = (case for case in CLOSED_FORMS if case.name == "rotations")
+        z0, z1, _ = case.draw(8, seed=5)
+        options = {"rtol": 1e-2, "solver": Newton(whole=True)}
+        r = solvers.geodesic(case.space(), z0, z1, **options)
+        for row in (0, 3, 7):
+            alone = solvers.geodesic(case.space(), z0[[row]], z1[[row]], **options)
+            assert torch.equal(alone.error, r.error[[row]])
+            assert torch.equal(alone.length, r.length[[row]])
 
     def test_a_speed_that_is_less_even_than_steps_promise(self):
         # Nearly to the antipode: steps promise 15 times less than the speed says must be left.
