@@ -134,7 +134,7 @@ class Settings:
     Attributes:
         levels: Degrees and numbers of points.
         history: Secants that are remembered.
-        max_gradients: That a curve may take in all.
+        max_gradients: That a curve may take in all, without the look that tells its error.
         second_order: Whether second derivatives are looked at where gradients are not enough.
     """
 

@@ -60,13 +60,13 @@ class TestEvidence:
         assert 8**-4 <= error <= 2 * 8**-4
         assert worst <= error
 
-    def of_two(self, lengths, wobbles=(0.0, 0.0), left=(0.0, 0.0)):
+    def of_two(self, lengths, wobbles=(0.0, 0.0), left=(0.0, 0.0), ratio=16.0):
         """The error that two levels claim, whose root energies say nothing against them."""
         evidence = Evidence(1)
         for length, root, *rest in zip(lengths, (1 - 1e-2, 1 - 2e-3), wobbles, left, strict=True):
             evidence.add(ROWS, np.array([length]), np.array([root]))
             evidence.end(ROWS, *(np.array([x]) for x in rest))
-        return float(evidence.error(ROWS, np.array(wobbles[1:]), 16.0, 5)[0][0])
+        return float(evidence.error(ROWS, np.array(wobbles[1:]), ratio, 5)[0][0])
 
     @pytest.mark.parametrize("ratio", [12, 14, 16])
     def test_two_levels_of_an_even_speed_may_fall_by_less_than_fourth_order(self, ratio):
@@ -87,6 +87,9 @@ class TestEvidence:
         for fallen in (20, 128):
             error = self.of_two([1 + fallen * e, 1 + e], wobbles=(640 * e, 5 * e))
             assert 0.8 * e <= error <= 7 * e
+        # Solvers of second order are not believed to be of fourth.
+        error = self.of_two([1 + 8 * e, 1 + e], wobbles=(400 * e, 5 * e), ratio=4.0)
+        assert e <= error <= 7 * e
         # Of a difference that may be an accident, h⁴ is believed.
         for before in (64, 1e5):
             error = self.of_two([1 + 128 * e, 1 + e], wobbles=(before * e, before / 128 * e))

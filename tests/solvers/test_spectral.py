@@ -411,7 +411,7 @@ class TestBeforeNewton:
             ended = [bool(r.converged) for r in found]
             first = found[ended.index(True)]
             assert all(ended[ended.index(True) :])
-            # A look takes 26 decodings, of which none has to be left.
+            # Of the decodings that a look takes, none has to be left.
             assert all(float(r.error) == float(first.error) for r in found if bool(r.converged))
 
     def test_same_bits_alone_where_speeds_are_uneven(self):
